@@ -1,0 +1,1 @@
+"""Comparisons of jaxsep with other implementations."""

@@ -1,0 +1,1 @@
+"""Blind separation of the instruments in a music recording, as differentiable JAX modules."""

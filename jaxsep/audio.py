@@ -1,0 +1,373 @@
+"""Recordings on the host: reading, checking, resampling, writing, and the demo that is shipped."""
+
+import importlib.resources
+import json
+import os
+import shutil
+import signal
+import struct
+import threading
+import uuid
+from contextlib import suppress
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import BinaryIO
+
+import numpy as np
+import soundfile
+import soxr
+from jaxtyping import Float, Float32
+from numpy.typing import ArrayLike
+
+_Mono = Float32[np.ndarray, " samples"]
+
+# Containers whose chunks state their length: byte order of the length, and name of the chunk of samples.
+_CHUNKED = {b"RIFF": ("<I", b"data"), b"RIFX": (">I", b"data"), b"FORM": (">I", b"SSND")}
+# Programs that write WAV to a pipe cannot know the length and write a number from here upwards.
+_UNKNOWN_LENGTH = 0x7FFFF000
+_DEFAULT_SUBTYPE = {"WAV": "FLOAT", "FLAC": "PCM_24"}
+_FLOATING_SUBTYPES = ("FLOAT", "DOUBLE")
+
+
+class AudioError(ValueError):
+    """A recording or an output place that cannot be used; the message is one sentence for the user."""
+
+
+def read_audio(path: str | os.PathLike) -> tuple[Float32[np.ndarray, "channels samples"], int]:
+    """Read a whole recording (WAV, FLAC, AIFF, Ogg Vorbis, MP3 and whatever else libsndfile knows).
+
+    **Arguments**
+
+    - `path`: the file.
+
+    **Returns** the samples, float32 with full scale 1, and the sample rate in Hz.
+
+    **Raises** `AudioError`, one sentence naming the file, if it is missing, a folder, empty, not audio,
+    truncated, shorter than 2 samples, silent (exact zeros throughout), or contains NaN or infinite samples.
+    """
+    path = Path(path)
+    _check_file(path)
+    with _open(path) as file:
+        promised, sample_rate = file.frames, file.samplerate
+        samples = _read_all(path, file)
+    if samples.shape[1] < promised:
+        raise AudioError(
+            f"{path} is truncated: its header promises {promised} samples per channel, "
+            f"and only {samples.shape[1]} are there."
+        )
+    if defect := _defect(samples):
+        got, expected = defect
+        raise AudioError(f"{path} holds {got}, expected {expected}.")
+    return samples, sample_rate
+
+
+def check_samples(samples: ArrayLike, sample_rate: int | float, name: str = "samples") -> None:
+    """Check that an array can be processed as a recording.
+
+    **Arguments**
+
+    - `samples`: float32 or float64, shape [samples] or [channels, samples].
+    - `sample_rate`: whole number of Hz, above 0.
+    - `name`: the name of the argument in messages.
+
+    **Raises** `ValueError` (argument, got, expected) for another shape or dtype, fewer than 2 samples, NaN or
+    infinite samples, silence (exact zeros throughout), and an impossible rate.
+    """
+    samples = np.asarray(samples)
+    _check_array(samples, name)
+    _check_rate(sample_rate, "sample_rate")
+    if defect := _defect(samples):
+        got, expected = defect
+        raise ValueError(f"{name}: got {got}, expected {expected}.")
+
+
+def resample(
+    samples: Float[np.ndarray, "*channels samples"], rate_in: int, rate_out: int
+) -> Float[np.ndarray, "*channels resampled"]:
+    """Resample every channel by band-limited interpolation (SoX resampler, quality VHQ).
+
+    **Arguments**
+
+    - `samples`: float32 or float64, shape [samples] or [channels, samples].
+    - `rate_in`, `rate_out`: sample rates in Hz, whole numbers above 0.
+
+    **Returns** `round(samples · rate_out / rate_in)` samples per channel, dtype kept; the input itself if the
+    rates are equal.
+
+    **Raises** `ValueError` (argument, got, expected) for another shape or dtype, or an impossible rate.
+    """
+    _check_array(samples, "samples")
+    _check_rate(rate_in, "rate_in")
+    _check_rate(rate_out, "rate_out")
+    if rate_in == rate_out:
+        return samples
+    length = round(samples.shape[-1] * rate_out / rate_in)
+    resampled = soxr.resample(samples.T, rate_in, rate_out, quality="VHQ").T[..., :length]
+    missing = length - resampled.shape[-1]
+    return np.pad(resampled, [(0, 0)] * (samples.ndim - 1) + [(0, missing)])
+
+
+def write_audio(
+    path: str | os.PathLike, samples: ArrayLike, sample_rate: int, *, subtype: str | None = None
+) -> None:
+    """Write a WAV or FLAC file, which appears under its name only when it is complete.
+
+    **Arguments**
+
+    - `path`: the file; its suffix, `.wav` or `.flac`, decides the format. An existing file is replaced.
+    - `samples`: float32 or float64, shape [samples] or [channels, samples], full scale 1, finite.
+    - `sample_rate`: whole number of Hz, above 0.
+    - `subtype`: libsndfile's name of the sample format; by default `FLOAT` for WAV, which cannot clip, and
+      `PCM_24` for FLAC.
+
+    **Raises** `AudioError`, one sentence naming the file, for an unknown format, samples that an integer
+    format would clip, and a file that cannot be written; `ValueError` (argument, got, expected) for samples
+    of another shape or dtype, NaN or infinite samples, and an impossible rate. An existing file then stays.
+    """
+    path, samples = Path(path), np.asarray(samples)
+    _check_array(samples, "samples")
+    _check_rate(sample_rate, "sample_rate")
+    if defect := _non_finite(samples):
+        raise ValueError(f"samples: got {defect}, expected finite numbers.")
+    kind, subtype = _file_format(path, subtype)
+    peak = np.max(np.abs(samples), initial=0.0)
+    if subtype not in _FLOATING_SUBTYPES and peak > 1:
+        raise AudioError(
+            f"{path} would be clipped: the peak is {peak:.4g} and {subtype} ends at 1; "
+            "lower the level or write WAV with the subtype FLOAT."
+        )
+    draft = _hidden_sibling(path)
+    try:
+        draft.touch()  # unlike libsndfile, says why a file cannot be created
+        soundfile.write(draft, samples.T, int(sample_rate), subtype=subtype, format=kind)
+        os.replace(draft, path)
+    except (OSError, soundfile.SoundFileError) as error:
+        raise AudioError(f"{path} cannot be written: {_reason(error)}.") from error
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+class OutputFolder:
+    """Context manager for a folder of results that appears whole or not at all.
+
+    The block writes into a hidden folder beside the final one, which takes the final name when the block ends
+    and is removed when the block raises (`KeyboardInterrupt` and termination by SIGTERM included).
+
+        with OutputFolder("separated") as folder:
+            write_audio(folder / "stem-1.wav", stem, sample_rate)
+
+    **Arguments**
+
+    - `path`: the final folder; missing parents are created.
+    - `force`: replace an existing folder, with all it contains, and only once the new one is complete.
+
+    **Raises** `AudioError`, one sentence, on entry: if the path is a file, a folder with content (without
+    `force`) or a folder around the working or home folder, or if nothing can be written there. If the
+    finished folder cannot take its name, the sentence says where the results are.
+    """
+
+    def __init__(self, path: str | os.PathLike, *, force: bool = False):
+        self.path = Path(path).resolve()
+        self.force = force
+
+    def __enter__(self) -> Path:
+        self._draft = _hidden_sibling(self.path)
+        parents: list[Path] = []
+        try:
+            self._check_free()
+            parents = [parent for parent in self.path.parents if not parent.exists()]
+            self._draft.mkdir(parents=True)
+        except OSError as error:
+            _remove_empty(parents)
+            raise AudioError(f"The folder {self.path} cannot be written: {_reason(error)}.") from error
+        self._new_parents = parents
+        self._catches_sigterm = _catch_sigterm()
+        return self._draft
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if kind is None:
+                self._publish()
+            else:
+                shutil.rmtree(self._draft, ignore_errors=True)
+                _remove_empty(self._new_parents)
+        finally:
+            if self._catches_sigterm:
+                signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+    def _check_free(self) -> None:
+        """Refuse a place that is taken, and one whose replacement would take the user's files with it."""
+        home = Path(os.path.expanduser("~")).resolve()
+        if any(place.is_relative_to(self.path) for place in (Path.cwd(), home)):
+            raise AudioError(f"{self.path} is or contains the working or home folder; name another folder.")
+        if self.path.is_dir():
+            if not self.force and any(self.path.iterdir()):
+                raise AudioError(
+                    f"The folder {self.path} is not empty; name another or force its replacement."
+                )
+        elif self.path.exists():
+            raise AudioError(f"{self.path} is a file; name a folder for the results.")
+
+    def _publish(self) -> None:
+        """Give the draft its final name, or say where it is: it may have taken hours."""
+        retired = _hidden_sibling(self.path)
+        try:
+            if self.force and self.path.is_dir():
+                self.path.rename(retired)
+            with suppress(OSError):  # an empty folder makes way; not every system's rename replaces it
+                self.path.rmdir()
+            self._draft.rename(self.path)
+        except OSError as error:
+            with suppress(OSError):
+                retired.rename(self.path)
+            raise AudioError(
+                f"{self.path} cannot be written: {_reason(error)}; the results are in {self._draft}."
+            ) from error
+        shutil.rmtree(retired, ignore_errors=True)
+
+
+def demo_recording() -> tuple[_Mono, dict[str, _Mono], int]:
+    """The duet that ships with the package: ten seconds of a minuet for recorder and clarinet.
+
+    **Returns** the mixture, its true stems by instrument (they sum to the mixture exactly), and the sample
+    rate in Hz. Origin and licence are in `jaxsep/data/demo/README.md`.
+    """
+    folder = importlib.resources.files("jaxsep") / "data" / "demo"
+    meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
+    tracks = {}
+    for name in ("mix", *(stem["name"] for stem in meta["stems"])):
+        with importlib.resources.as_file(folder / f"{name}.flac") as path:
+            tracks[name], sample_rate = read_audio(path)
+    stems = {name: samples[0] for name, samples in tracks.items() if name != "mix"}
+    return tracks["mix"][0], stems, sample_rate
+
+
+def _check_file(path: Path) -> None:
+    """What can be said about a file before decoding it."""
+    try:
+        if path.is_dir():
+            raise AudioError(f"{path} is a folder, expected an audio file.")
+        with path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            missing = _missing_bytes(file, size)
+    except FileNotFoundError:
+        raise AudioError(f"{path} does not exist.") from None
+    except OSError as error:
+        raise AudioError(f"{path} cannot be read: {_reason(error)}.") from error
+    if size == 0:
+        raise AudioError(f"{path} is empty (0 bytes).")
+    if missing > 0:
+        raise AudioError(
+            f"{path} is truncated: {missing} bytes of samples that its header promises are missing."
+        )
+
+
+def _missing_bytes(file: BinaryIO, size: int) -> int:
+    """Bytes of samples that a WAV or AIFF header promises beyond the file's end (libsndfile ignores them)."""
+    order, samples_chunk = _CHUNKED.get(file.read(4), (None, None))
+    if order is None:
+        return 0
+    file.seek(12)
+    while len(header := file.read(8)) == 8:
+        (length,) = struct.unpack(order, header[4:])
+        end = file.tell() + length
+        if header[:4] == samples_chunk:
+            return 0 if length >= _UNKNOWN_LENGTH else max(end - size, 0)
+        file.seek(end + length % 2)  # chunks start at even positions
+    return 0
+
+
+def _open(path: Path) -> soundfile.SoundFile:
+    try:
+        return soundfile.SoundFile(path)
+    except (soundfile.SoundFileError, TypeError) as error:  # TypeError: headerless data, told by its suffix
+        raise AudioError(
+            f"{path} is not audio in a format that can be read (such as WAV or FLAC)."
+        ) from error
+
+
+def _read_all(path: Path, file: soundfile.SoundFile) -> Float32[np.ndarray, "channels samples"]:
+    """All samples of an open file."""
+    try:
+        return np.ascontiguousarray(file.read(dtype="float32", always_2d=True).T)
+    except soundfile.SoundFileError as error:
+        raise AudioError(f"{path} is truncated or damaged: its samples cannot be decoded.") from error
+    except (MemoryError, ValueError) as error:  # a damaged or streamed header can promise any number
+        raise AudioError(f"{path} promises {file.frames} samples, more than fit in memory.") from error
+
+
+def _defect(samples: np.ndarray) -> tuple[str, str] | None:
+    """What makes an array unusable as a recording, as (got, expected)."""
+    if samples.shape[-1] < 2:
+        return f"{samples.shape[-1]} samples per channel", "at least 2"
+    if non_finite := _non_finite(samples):
+        return non_finite, "finite numbers"
+    if not samples.any():
+        return "silence (every sample is exactly 0)", "a recording with sound"
+    return None
+
+
+def _non_finite(samples: np.ndarray) -> str | None:
+    """Number and place of the NaN and infinite samples."""
+    bad = ~np.isfinite(samples)
+    if not bad.any():
+        return None
+    first = np.flatnonzero(bad.any(axis=tuple(range(bad.ndim - 1))))[0]
+    return f"{np.count_nonzero(bad)} NaN or infinite values (the first at sample {first})"
+
+
+def _check_array(samples: np.ndarray, name: str) -> None:
+    if samples.ndim not in (1, 2):
+        raise ValueError(f"{name}: got shape {samples.shape}, expected [samples] or [channels, samples].")
+    if samples.dtype not in (np.float32, np.float64):
+        raise ValueError(f"{name}: got dtype {samples.dtype}, expected float32 or float64 with full scale 1.")
+
+
+def _check_rate(rate: int | float, name: str) -> None:
+    if not (rate > 0 and rate % 1 == 0):
+        raise ValueError(f"{name}: got {rate}, expected a whole number of Hz above 0.")
+
+
+def _file_format(path: Path, subtype: str | None) -> tuple[str, str]:
+    """libsndfile's names of the container and of the sample format."""
+    kind = path.suffix[1:].upper()
+    if kind not in _DEFAULT_SUBTYPE:
+        raise AudioError(f"{path} has the suffix {path.suffix!r}, expected '.wav' or '.flac'.")
+    subtype = subtype or _DEFAULT_SUBTYPE[kind]
+    if not soundfile.check_format(kind, subtype):
+        raise AudioError(f"{path} cannot hold samples of the format {subtype}.")
+    return kind, subtype
+
+
+def _hidden_sibling(path: Path) -> Path:
+    """A new name in the same folder, hence on the same file system, from which renaming is atomic."""
+    return path.parent / f".jaxsep-{uuid.uuid4().hex}"
+
+
+def _remove_empty(folders: list[Path]) -> None:
+    """Remove nested folders, the innermost first, up to the first that holds something."""
+    with suppress(OSError):
+        for folder in folders:
+            folder.rmdir()
+
+
+def _catch_sigterm() -> bool:
+    """Turn SIGTERM into `SystemExit`, so that `with` blocks clean up, unless the program handles it."""
+    if threading.current_thread() is not threading.main_thread():
+        return False  # only the main thread may set handlers
+    if signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        return False
+    signal.signal(signal.SIGTERM, _exit_on_signal)
+    return True
+
+
+def _exit_on_signal(number: int, frame: FrameType | None) -> None:
+    raise SystemExit(128 + number)
+
+
+def _reason(error: Exception) -> str:
+    """The cause in words, without the path and number that an OSError adds."""
+    words = getattr(error, "strerror", None) or getattr(error, "error_string", None) or str(error)
+    return words.rstrip(". ")

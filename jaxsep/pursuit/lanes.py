@@ -1,0 +1,93 @@
+"""Iterative solvers over many problems, with every lane of the hardware kept busy."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Int, PyTree
+
+__all__ = ["default_lanes", "map_lanes", "queue", "run_lanes"]
+
+
+def default_lanes(num_problems: int) -> int:
+    """How many problems to iterate at once: few on a CPU, whose caches hold few; all on an accelerator."""
+    return min(num_problems, 32 if jax.default_backend() == "cpu" else 4096)
+
+
+def run_lanes(
+    start: Callable[[Int[Array, ""]], PyTree],
+    step: Callable[[Int[Array, ""], PyTree], PyTree],
+    done: Callable[[PyTree], Array],
+    finish: Callable[[PyTree], PyTree],
+    order: Int[Array, " problems"],
+    count: Int[Array, ""] | int,
+    results: PyTree,
+    num_lanes: int,
+) -> PyTree:
+    """Iterates `step` on the problems `order[:count]` until each is `done`, and stores what `finish` gives.
+
+    A `vmap` of while-loops runs every lane until the slowest has ended. Here a lane that ends its problem
+    stores the result and takes the next problem in the same iteration, so that all lanes stay busy until
+    the queue is empty.
+
+    **Arguments:** `start(i)` the first state of problem i; `step(i, state)` one iteration;
+    `done(state)` a boolean; `finish(state)` the result; `order`, `count` the queue; `results` arrays
+    `[problems, ...]` that hold the results of all problems and keep those outside the queue;
+    `num_lanes` how many problems to iterate at once.
+    """
+    num_problems = order.shape[0]
+    count = jnp.asarray(count, jnp.int32)
+    order = order.astype(jnp.int32)
+
+    def fetch(ticket):
+        return order[jnp.minimum(ticket, num_problems - 1)]
+
+    def iterate(carry):
+        tickets, following, states, results = carry
+        problems = fetch(tickets)
+        states = jax.vmap(step)(problems, states)
+        ended = jax.vmap(done)(states) & (tickets < count)
+        # Lanes that have not ended write out of range, which drops the write.
+        target = jnp.where(ended, problems, num_problems)
+        results = jax.tree.map(
+            lambda all_, one: all_.at[target].set(one, mode="drop"), results, jax.vmap(finish)(states)
+        )
+        tickets = jnp.where(ended, following + jnp.cumsum(ended) - 1, tickets)
+        following = following + jnp.sum(ended, dtype=jnp.int32)
+        fresh = jax.vmap(start)(fetch(tickets))
+        states = jax.tree.map(lambda new, old: _where(ended, new, old), fresh, states)
+        return tickets, following, states, results
+
+    tickets = jnp.arange(num_lanes, dtype=jnp.int32)
+    states = jax.vmap(start)(fetch(tickets))
+    carry = (tickets, jnp.int32(num_lanes), states, results)
+    return jax.lax.while_loop(lambda c: jnp.any(c[0] < count), iterate, carry)[-1]
+
+
+def map_lanes(
+    function: Callable[[Int[Array, ""]], PyTree],
+    order: Int[Array, " problems"],
+    count: Int[Array, ""] | int,
+    results: PyTree,
+    num_lanes: int,
+) -> PyTree:
+    """Stores `function(i)` for the problems `order[:count]`, `num_lanes` at a time; arguments as above."""
+    num_problems = order.shape[0]
+
+    def block(index, results):
+        tickets = index * num_lanes + jnp.arange(num_lanes)
+        problems = order[jnp.minimum(tickets, num_problems - 1)]
+        values = jax.vmap(function)(problems)
+        target = jnp.where(tickets < count, problems, num_problems)
+        return jax.tree.map(lambda all_, one: all_.at[target].set(one, mode="drop"), results, values)
+
+    return jax.lax.fori_loop(0, -(-count // num_lanes), block, results)
+
+
+def queue(mask: Bool[Array, " problems"]) -> tuple[Int[Array, " problems"], Int[Array, ""]]:
+    """The problems of a mask first, in their order, and how many they are."""
+    return jnp.argsort(~mask, stable=True), jnp.sum(mask, dtype=jnp.int32)
+
+
+def _where(mask, new, old):
+    return jnp.where(mask.reshape(mask.shape + (1,) * (new.ndim - 1)), new, old)

@@ -1,0 +1,94 @@
+"""Masks that divide a mixture among instruments, and phases for given magnitudes."""
+
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Complex, Float
+
+from jaxsep.signal.stft import GaussianSTFT
+
+
+def ratio_masks(
+    magnitudes: Float[Array, "instruments *shape"],
+    mixture_magnitude: Float[Array, "*shape"],
+    *,
+    share: float | Float[Array, ""] = 1e-4,
+) -> Float[Array, "instruments *shape"]:
+    """Fraction of the mixture that belongs to each instrument.
+
+    `mask_i = (Y_i + ε|Z|/I) / (Σ_j Y_j + ε|Z|)` for I instruments. With a positive share ε, energy
+    that no model explains is divided evenly, and the masks sum to 1 everywhere: the stems add up to the
+    mixture. With ε = 0 it is dropped: `Y_i / Σ_j Y_j`, and 0 where no instrument plays.
+
+    Arguments:
+        magnitudes: modelled magnitudes Y_i of the instruments, nonnegative.
+        mixture_magnitude: magnitude |Z| of the mixture, nonnegative.
+        share: ε ≥ 0, without unit.
+
+    Returns masks between 0 and 1. Where the denominator is 0, or so small (1e-19 in float32) that the
+    derivative would overflow, they are constant: 1/I, or 0 for ε = 0.
+
+    Raises ValueError when the shapes do not match, or for a negative share known when tracing.
+
+    Source: P1 (masking); the share is an addition.
+    """
+    if magnitudes.ndim < 1 or magnitudes.shape[1:] != mixture_magnitude.shape or magnitudes.shape[0] < 1:
+        raise ValueError(
+            f"magnitudes must have shape (instruments, *{mixture_magnitude.shape}) "
+            f"with at least 1 instrument, got {magnitudes.shape}"
+        )
+    if isinstance(share, int | float) and share < 0:
+        raise ValueError(f"share must not be negative, got {share}")
+    num_instruments = magnitudes.shape[0]
+    share = jnp.asarray(share, magnitudes.dtype)
+    shared = share * mixture_magnitude
+    total = jnp.sum(magnitudes, axis=0) + shared
+    # The derivative of the quotient contains 1/total².
+    divisible = total > jnp.sqrt(jnp.finfo(total.dtype).tiny)
+    masks = (magnitudes + shared / num_instruments) / jnp.where(divisible, total, 1)
+    return jnp.where(divisible, masks, jnp.where(share > 0, 1 / num_instruments, 0))
+
+
+def griffin_lim(
+    stft: GaussianSTFT,
+    magnitudes: Float[Array, "frames bins"],
+    initial: Complex[Array, "frames bins"],
+    num_samples: int,
+    *,
+    num_iterations: int = 1,
+) -> Float[Array, " samples"]:
+    """Signal whose spectrogram has nearly the given magnitudes, by the iteration of Griffin and Lim.
+
+    `x ← synthesise(Y · Z/|Z|)`, `Z ← analyse(x)`, starting with the phase of `initial`, usually the
+    mixture's spectrogram. The distance between Y and the magnitudes of the result's spectrogram
+    never grows from one iteration to the next.
+
+    Arguments:
+        stft: the transform.
+        magnitudes: wanted magnitudes Y, nonnegative.
+        initial: spectrogram whose phase starts the iteration; a bin that is 0 has phase zero.
+        num_samples: length of the signal, at least 1.
+        num_iterations: at least 1; 1 is the plain inverse with the initial phase.
+
+    Raises ValueError for num_iterations < 1, different shapes, or what `stft.synthesise` refuses.
+
+    Source: P1 (resynthesis), after D. Griffin and J. Lim, IEEE Trans. ASSP 32(2), 1984.
+    """
+    if num_iterations < 1:
+        raise ValueError(f"num_iterations must be at least 1, got {num_iterations}")
+    if magnitudes.shape != initial.shape:
+        raise ValueError(f"initial must have the shape {magnitudes.shape} of magnitudes, got {initial.shape}")
+
+    def iterate(_, samples):
+        spectrogram = stft.analyse(samples, num_frames=magnitudes.shape[0])
+        return stft.synthesise(magnitudes * _unit_phase(spectrogram), num_samples)
+
+    samples = stft.synthesise(magnitudes * _unit_phase(initial), num_samples)
+    return lax.fori_loop(1, num_iterations, iterate, samples)
+
+
+def _unit_phase(spectrogram: Array) -> Array:
+    """`Z/|Z|`, and 1 where Z is 0."""
+    modulus = jnp.abs(spectrogram)
+    # Relative to the smallest normal number, whose inverse square the derivative would contain.
+    nonzero = modulus > jnp.sqrt(jnp.finfo(modulus.dtype).tiny)
+    return jnp.where(nonzero, spectrogram / jnp.where(nonzero, modulus, 1), 1)

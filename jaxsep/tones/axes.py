@@ -1,0 +1,92 @@
+"""Frequency axes: the map between Hz and bins, and where the partials of a tone fall."""
+
+import math
+
+import equinox as eqx
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+__all__ = ["LinearAxis", "LogAxis"]
+
+
+class LinearAxis(eqx.Module):
+    """Equally spaced bins: bin `k` is at `k * resolution` Hz.
+
+    A tone's fundamental is its natural fundamental `f_0` in bins; partial h is at
+    `f_0 · h · sqrt(1 + b h²)` (P1, tone model).
+
+    **Arguments:** `num_bins`; `resolution`, the spacing in Hz (`sample_rate / n_fft` for an STFT).
+    """
+
+    num_bins: int = eqx.field(static=True)
+    resolution: float = eqx.field(static=True)
+
+    def __check_init__(self):
+        if self.num_bins < 1 or not self.resolution > 0:
+            raise ValueError(
+                "LinearAxis: expected num_bins >= 1 and resolution > 0 Hz, "
+                f"got num_bins={self.num_bins}, resolution={self.resolution}"
+            )
+
+    def to_bin(self, frequency: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+        """Position in bins of a frequency in Hz."""
+        return frequency / self.resolution
+
+    def to_hz(self, position: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+        """Frequency in Hz of a position in bins."""
+        return position * self.resolution
+
+    def partials(
+        self, fundamental: Float[Array, ""], inharmonicity: Float[Array, ""], num_harmonics: int
+    ) -> tuple[Float[Array, " harmonics"], Float[Array, " harmonics"], Float[Array, " harmonics"]]:
+        """Positions of the partials, and their derivatives by fundamental and by inharmonicity."""
+        h = _harmonic_numbers(num_harmonics, fundamental.dtype)
+        stretch = jnp.sqrt(1 + inharmonicity * h**2)
+        return fundamental * h * stretch, h * stretch, fundamental * h**3 / (2 * stretch)
+
+
+class LogAxis(eqx.Module):
+    """Logarithmically spaced bins: bin `k` is at `f_min · (f_max / f_min)^(k / num_bins)` Hz.
+
+    Changing a tone's pitch shifts its pattern and leaves the shape alone: with
+    `c = num_bins / ln(f_max / f_min)`, partial h is at `μ + c·(ln h + ½ ln(1 + b h²))` (P1, tone model).
+
+    **Arguments:** `num_bins`; `f_min` and `f_max` in Hz (ten octaves by default, as in P1).
+    """
+
+    num_bins: int = eqx.field(static=True, default=1024)
+    f_min: float = eqx.field(static=True, default=20.0)
+    f_max: float = eqx.field(static=True, default=20480.0)
+
+    def __check_init__(self):
+        if self.num_bins < 1 or not 0 < self.f_min < self.f_max:
+            raise ValueError(
+                "LogAxis: expected num_bins >= 1 and 0 < f_min < f_max, "
+                f"got num_bins={self.num_bins}, f_min={self.f_min}, f_max={self.f_max}"
+            )
+
+    @property
+    def bins_per_neper(self) -> float:
+        """`c`: bins per factor e in frequency."""
+        return self.num_bins / math.log(self.f_max / self.f_min)
+
+    def to_bin(self, frequency: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+        """Position in bins of a frequency in Hz (> 0)."""
+        return self.bins_per_neper * jnp.log(frequency / self.f_min)
+
+    def to_hz(self, position: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+        """Frequency in Hz of a position in bins."""
+        return self.f_min * jnp.exp(position / self.bins_per_neper)
+
+    def partials(
+        self, fundamental: Float[Array, ""], inharmonicity: Float[Array, ""], num_harmonics: int
+    ) -> tuple[Float[Array, " harmonics"], Float[Array, " harmonics"], Float[Array, " harmonics"]]:
+        """Positions of the partials, and their derivatives by fundamental and by inharmonicity."""
+        h = _harmonic_numbers(num_harmonics, fundamental.dtype)
+        c = self.bins_per_neper
+        position = fundamental + c * (jnp.log(h) + 0.5 * jnp.log1p(inharmonicity * h**2))
+        return position, jnp.ones_like(h), 0.5 * c * h**2 / (1 + inharmonicity * h**2)
+
+
+def _harmonic_numbers(num_harmonics: int, dtype) -> Float[Array, " harmonics"]:
+    return jnp.arange(1, num_harmonics + 1, dtype=dtype)

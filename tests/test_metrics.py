@@ -1,0 +1,440 @@
+"""Separation figures against projections written out in NumPy, mir_eval and fast_bss_eval."""
+
+import itertools
+import os
+import pathlib
+import warnings
+
+import fast_bss_eval
+import jax
+import jax.numpy as jnp
+import mir_eval
+import numpy as np
+import pytest
+import scipy.optimize
+import scipy.signal
+import soundfile
+
+from jaxsep.metrics import best_permutation, sdr_sir_sar_filter, sdr_sir_sar_gain, si_sdr
+
+FIGURES = ("sdr", "sir", "sar")
+MEASURES = pytest.mark.parametrize(
+    "measure",
+    [sdr_sir_sar_gain, lambda s, e: sdr_sir_sar_filter(s, e, filter_length=5)],
+    ids=["gain", "filter"],
+)
+
+
+def separation(num_instruments, samples, seed=0, noise=0.1, dtype=np.float64):
+    """Correlated, coloured sources, and shuffled estimates with leakage, filtering and noise."""
+    rng = np.random.default_rng(seed)
+    references = scipy.signal.lfilter(
+        [1.0, 0.6], [1.0, -0.7], rng.standard_normal((num_instruments, samples))
+    )
+    references[1:] += 0.3 * references[:-1]
+    leakage = 0.05 * rng.standard_normal((num_instruments, num_instruments)) @ references
+    filtered = scipy.signal.lfilter([1.0, 0.3, -0.2], [1.0], references)
+    estimates = filtered + leakage + noise * rng.standard_normal(references.shape)
+    return references.astype(dtype), estimates[rng.permutation(num_instruments)].astype(dtype)
+
+
+def gain_scores_by_projection(references, estimates):
+    """The definition, in loops: (sdr, sir, sar, permutation), from orthonormal bases."""
+
+    def project(signals, signal):
+        basis, _ = np.linalg.qr(np.atleast_2d(signals).T)
+        return basis @ (basis.T @ signal)
+
+    def decibels(wanted, unwanted):
+        return 10 * np.log10(np.sum(wanted**2) / np.sum(unwanted**2))
+
+    count = len(references)
+    figures = np.zeros((count, count, 3))
+    for i, k in np.ndindex(count, count):
+        target, explained = project(references[i], estimates[k]), project(references, estimates[k])
+        figures[i, k] = (
+            decibels(target, estimates[k] - target),
+            decibels(target, explained - target),
+            decibels(explained, estimates[k] - explained),
+        )
+    permutation = max(
+        itertools.permutations(range(count)), key=lambda p: sum(figures[i, k, 1] for i, k in enumerate(p))
+    )
+    return (*figures[np.arange(count), list(permutation)].T, permutation)
+
+
+def mir_eval_scores(references, estimates):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        warnings.simplefilter("ignore", DeprecationWarning)
+        return mir_eval.separation.bss_eval_sources(references, estimates)
+
+
+def assert_scores(scores, expected, atol):
+    for name, figures in zip(FIGURES, expected[:3], strict=True):
+        np.testing.assert_allclose(getattr(scores, name), figures, atol=atol, rtol=0, err_msg=name)
+    np.testing.assert_array_equal(scores.permutation, expected[3])
+
+
+def tree_allclose(first, second, **tolerance):
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **tolerance), first, second)
+
+
+def directional_derivatives(function, argument, seed=0, step=1e-5):
+    """(by automatic differentiation, by central differences) along one random direction."""
+    direction = np.random.default_rng(seed).standard_normal(argument.shape)
+    gradient = jax.grad(function)(argument)
+    difference = function(argument + step * direction) - function(argument - step * direction)
+    return np.vdot(gradient, direction), difference / (2 * step)
+
+
+# Values
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4])
+def test_gain_scores_are_the_projections_of_the_definition(count):
+    references, estimates = separation(count, 700, seed=count)
+    if count == 1:  # one source leaves no interference; its figure is the limit of rounding, tested below
+        expected = gain_scores_by_projection(references, estimates)
+        with jax.enable_x64(True):
+            scores = sdr_sir_sar_gain(jnp.asarray(references), jnp.asarray(estimates))
+        np.testing.assert_allclose([scores.sdr, scores.sar], [expected[0], expected[2]], atol=1e-9)
+        assert scores.sir > 250
+        return
+    with jax.enable_x64(True):
+        scores = sdr_sir_sar_gain(jnp.asarray(references), jnp.asarray(estimates))
+    assert_scores(scores, gain_scores_by_projection(references, estimates), atol=1e-9)
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_filter_scores_agree_with_mir_eval_and_fast_bss_eval(count):
+    references, estimates = separation(count, 6000, seed=count)
+    with jax.enable_x64(True):
+        scores = sdr_sir_sar_filter(jnp.asarray(references), jnp.asarray(estimates))
+    assert_scores(scores, mir_eval_scores(references, estimates), atol=0.01)
+    assert_scores(scores, fast_bss_eval.bss_eval_sources(references, estimates, filter_length=512), atol=0.01)
+
+
+def test_filter_scores_of_music_in_both_precisions():
+    root = pathlib.Path(__file__).parents[1] / ".." / "shared" / "corpus"
+    piece = pathlib.Path(os.environ.get("JAXSEP_CORPUS", root)) / "k487_08_recorder_violin"
+    if not piece.is_dir():
+        pytest.skip(f"needs the development corpus at {piece.parent} (set JAXSEP_CORPUS)")
+    stems = [soundfile.read(piece / f"{name}.flac", frames=3 * 44100)[0] for name in ("recorder", "violin")]
+    references = np.stack(stems)
+    # Ratio masks: estimates as spectral separation makes them, nearly empty above the instruments' partials.
+    spectra = scipy.signal.stft(references, nperseg=2048)[2]
+    masks = np.abs(spectra) / (np.abs(spectra).sum(0) + 1e-9)
+    estimates = scipy.signal.istft(masks * spectra.sum(0), nperseg=2048)[1][::-1, : references.shape[1]]
+    expected = mir_eval_scores(references, estimates)
+    with jax.enable_x64(True):
+        assert_scores(
+            sdr_sir_sar_filter(jnp.asarray(references), jnp.asarray(estimates)), expected, atol=0.01
+        )
+    single = jnp.asarray(references, jnp.float32), jnp.asarray(estimates, jnp.float32)
+    assert_scores(sdr_sir_sar_filter(*single), expected, atol=0.05)
+
+
+def test_one_tap_is_a_gain_and_more_taps_forgive_more():
+    references, estimates = separation(2, 900)
+    with jax.enable_x64(True):
+        gain = sdr_sir_sar_gain(jnp.asarray(references), jnp.asarray(estimates))
+        one, many = (
+            sdr_sir_sar_filter(jnp.asarray(references), jnp.asarray(estimates), filter_length=taps)
+            for taps in (1, 16)
+        )
+    tree_allclose(one, gain, atol=1e-8)
+    assert np.all(many.sdr > gain.sdr + 1)
+    assert np.all(many.sar > gain.sar + 1)
+
+
+def test_a_filtered_source_is_perfect_only_for_the_filter_measure():
+    references, _ = separation(2, 1000)
+    references[:, -10:] = 0  # room for the tail of the filter
+    estimates = scipy.signal.lfilter([0.5, -0.4, 0.3], [1.0], references)
+    with jax.enable_x64(True):
+        filtered = sdr_sir_sar_filter(jnp.asarray(references), jnp.asarray(estimates), filter_length=3)
+        gain = sdr_sir_sar_gain(jnp.asarray(references), jnp.asarray(estimates))
+    assert np.all(filtered.sdr > 200)
+    assert np.all(gain.sdr < 20)
+
+
+def test_si_sdr_closed_form():
+    """Orthogonal distortion of relative level 1/r: exactly 20 log10 r."""
+    time = np.arange(4000) / 4000
+    reference, distortion = np.sin(2 * np.pi * 50 * time), np.cos(2 * np.pi * 50 * time)
+    with jax.enable_x64(True):
+        for ratio in (0.1, 1.0, 7.0, 1e4):
+            figure = si_sdr(jnp.asarray(reference), jnp.asarray(-3 * (reference + distortion / ratio)))
+            np.testing.assert_allclose(figure, 20 * np.log10(ratio), atol=1e-6)
+
+
+def test_si_sdr_agrees_with_fast_bss_eval():
+    references, estimates = separation(1, 3000)
+    with jax.enable_x64(True):
+        figure = si_sdr(jnp.asarray(references[0]), jnp.asarray(estimates[0]))
+    np.testing.assert_allclose(figure, fast_bss_eval.numpy.si_sdr(references, estimates)[0], atol=1e-6)
+
+
+@pytest.mark.parametrize("noise", [0.1, 3e-3])
+def test_gain_scores_in_float32_of_half_a_minute(noise):
+    """Sums over 1.3 million samples whose level varies by 40 dB keep 0.01 dB up to 60 dB."""
+    rng = np.random.default_rng(1)
+    samples = 30 * 44100
+    envelope = np.exp(2.3 * np.sin(np.arange(samples) / 3e4))
+    references = (rng.standard_normal((2, samples)) * envelope).astype(np.float32)
+    estimates = (references + noise * rng.standard_normal((2, samples)) + 0.3 * noise * references[::-1])[
+        ::-1
+    ]
+    estimates = (1e-3 * estimates).astype(np.float32)
+    expected = gain_scores_by_projection(references.astype(np.float64), estimates.astype(np.float64))
+    assert_scores(sdr_sir_sar_gain(jnp.asarray(references), jnp.asarray(estimates)), expected, atol=0.01)
+
+
+# Permutations
+
+
+@pytest.mark.parametrize(
+    ("references", "estimates"), [(1, 1), (2, 2), (3, 3), (4, 4), (2, 5), (7, 7), (3, 12)]
+)
+def test_best_permutation_is_the_optimal_assignment(references, estimates):
+    rng = np.random.default_rng(references)
+    for _ in range(5):
+        scores = rng.normal(0, 20, (references, estimates)).astype(np.float32)
+        expected = scipy.optimize.linear_sum_assignment(scores, maximize=True)[1]
+        np.testing.assert_array_equal(best_permutation(jnp.asarray(scores)), expected)
+        np.testing.assert_array_equal(jax.jit(best_permutation)(jnp.asarray(scores)), expected)
+
+
+@pytest.mark.parametrize("count", [3, 7])
+def test_best_permutation_under_vmap(count):
+    scores = jax.random.normal(jax.random.key(0), (4, count, count))
+    batched = jax.vmap(best_permutation)(scores)
+    np.testing.assert_array_equal(batched, [best_permutation(s) for s in scores])
+
+
+@pytest.mark.parametrize("count", [3, 7])
+def test_best_permutation_avoids_scores_that_are_not_finite(count):
+    scores = np.full((count, count), np.nan, np.float32)
+    order = np.random.default_rng(0).permutation(count)
+    scores[np.arange(count), order] = 1.0
+    scores[0, order[0]] = np.inf
+    scores[1, order[0]] = -np.inf
+    np.testing.assert_array_equal(best_permutation(jnp.asarray(scores)), order)
+
+
+@pytest.mark.parametrize("count", [2, 3, 4, 7])
+@MEASURES
+def test_shuffled_estimates_are_found(measure, count):
+    references, _ = separation(count, 600, seed=count)
+    order = np.random.default_rng(count).permutation(count)
+    estimates = np.empty_like(references)
+    estimates[order] = references + 0.1 * np.random.default_rng(9).standard_normal(references.shape)
+    with jax.enable_x64(True):
+        scores = measure(jnp.asarray(references), jnp.asarray(estimates))
+        matched = measure(jnp.asarray(references), jnp.asarray(estimates[order]))
+    np.testing.assert_array_equal(scores.permutation, order)
+    np.testing.assert_array_equal(matched.permutation, np.arange(count))
+    tree_allclose([getattr(scores, n) for n in FIGURES], [getattr(matched, n) for n in FIGURES], atol=1e-8)
+
+
+# Invariance, limits and silence
+
+
+@MEASURES
+def test_levels_do_not_matter(measure):
+    references, estimates = separation(3, 500)
+    gains = np.array([[1e-4], [30.0], [-7.0]])
+    with jax.enable_x64(True):
+        scores = measure(jnp.asarray(references), jnp.asarray(estimates))
+        scaled = measure(jnp.asarray(gains * references), jnp.asarray(gains[::-1] * estimates))
+        figure = si_sdr(jnp.asarray(references[0]), jnp.asarray(estimates[0]))
+        figure_scaled = si_sdr(jnp.asarray(-1e-6 * references[0]), jnp.asarray(1e5 * estimates[0]))
+    tree_allclose(scaled, scores, atol=1e-8)
+    np.testing.assert_allclose(figure_scaled, figure, atol=1e-9)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@MEASURES
+def test_perfect_estimates_have_large_finite_figures(measure, dtype):
+    references, _ = separation(2, 800, dtype=dtype)
+    limit = -20 * np.log10(np.finfo(dtype).eps)
+    with jax.enable_x64(True):
+        scores = measure(jnp.asarray(references), jnp.asarray(0.7 * references))
+        figure = si_sdr(jnp.asarray(references[0]), jnp.asarray(references[0]))
+        gradient = jax.grad(si_sdr, argnums=(0, 1))(jnp.asarray(references[0]), jnp.asarray(references[0]))
+    for value in (scores.sdr, scores.sir, scores.sar, figure):
+        assert np.all(np.asarray(value) > limit - 20)
+        assert np.all(np.asarray(value) <= limit + 0.01)
+    assert np.all(np.isfinite(gradient))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@MEASURES
+def test_silence_scores_lowest(measure, dtype):
+    references, estimates = separation(3, 600, dtype=dtype)
+    lowest = 20 * np.log10(np.finfo(dtype).eps)
+    silent_references, silent_estimates = references.copy(), estimates.copy()
+    silent_references[1] = silent_estimates[1] = 0
+    with jax.enable_x64(True):
+        sound = measure(jnp.asarray(references), jnp.asarray(estimates))
+        no_reference = measure(jnp.asarray(silent_references), jnp.asarray(estimates))
+        no_estimate = measure(jnp.asarray(references), jnp.asarray(silent_estimates))
+        nothing = measure(jnp.zeros((3, 600), dtype), jnp.zeros((3, 600), dtype))
+    np.testing.assert_allclose([no_reference.sdr[1], no_reference.sir[1]], lowest, rtol=1e-6)
+    assert np.all(np.isfinite(no_reference.sar))
+    np.testing.assert_array_equal(no_reference.permutation, sound.permutation)
+    np.testing.assert_allclose(np.delete(no_reference.sdr, 1), np.delete(sound.sdr, 1), rtol=1e-4)
+    missing = int(np.argmax(np.asarray(no_estimate.permutation) == 1))
+    np.testing.assert_allclose([getattr(no_estimate, name)[missing] for name in FIGURES], lowest, rtol=1e-6)
+    np.testing.assert_allclose(np.delete(no_estimate.sdr, missing), np.delete(sound.sdr, missing), rtol=1e-4)
+    np.testing.assert_allclose([getattr(nothing, name) for name in FIGURES], lowest, rtol=1e-6)
+
+
+@pytest.mark.parametrize("silent", ["reference", "estimate", "both"])
+@MEASURES
+def test_gradients_at_silence_are_finite(measure, silent):
+    references, estimates = (jnp.asarray(x) for x in separation(2, 300, dtype=np.float32))
+    if silent != "estimate":
+        references = references.at[0].set(0)
+    if silent != "reference":
+        estimates = estimates.at[0].set(0)
+
+    def total(references, estimates):
+        scores = measure(references, estimates)
+        return jnp.sum(scores.sdr + scores.sir + scores.sar)
+
+    for gradient in jax.grad(total, argnums=(0, 1))(references, estimates):
+        assert np.all(np.isfinite(gradient))
+        assert np.any(gradient != 0)  # the sounding signals still have one
+    pair = references[0], estimates[0]
+    np.testing.assert_allclose(si_sdr(*pair), 20 * np.log10(np.finfo(np.float32).eps), rtol=1e-6)
+    np.testing.assert_array_equal(jax.grad(si_sdr, argnums=(0, 1))(*pair), np.zeros((2, 300)))
+
+
+@MEASURES
+def test_equal_references_are_finite(measure):
+    """Two identical sources leave the span singular: nothing can be interference."""
+    references, estimates = separation(1, 500, dtype=np.float32)
+    twice = jnp.asarray(np.repeat(references, 2, axis=0)), jnp.asarray(np.repeat(estimates, 2, axis=0))
+    scores = measure(*twice)
+    alone = measure(jnp.asarray(references), jnp.asarray(estimates))
+    np.testing.assert_allclose(scores.sdr, np.repeat(alone.sdr, 2), atol=1e-3)
+    assert np.all(scores.sir > 90)
+    assert np.all(np.isfinite(scores.sir))
+
+
+@MEASURES
+def test_samples_that_are_not_finite_show(measure):
+    references, estimates = separation(2, 400, dtype=np.float32)
+    estimates[0, 7] = np.nan
+    scores = measure(jnp.asarray(references), jnp.asarray(estimates))
+    matched = int(np.argmax(np.asarray(scores.permutation) == 0))
+    assert np.isnan(scores.sdr[matched])
+    assert np.isfinite(scores.sdr[1 - matched])
+    assert np.isnan(si_sdr(jnp.asarray(references[0]), jnp.asarray(estimates[0])))
+    assert np.isnan(si_sdr(jnp.asarray(estimates[0]), jnp.asarray(references[0])))
+
+
+# Transformations
+
+
+@MEASURES
+def test_jit_is_eager(measure):
+    references, estimates = (jnp.asarray(x) for x in separation(2, 200, dtype=np.float32))
+    compiled = jax.jit(measure)(references, estimates)
+    figure = jax.jit(si_sdr)(references[0], estimates[0])
+    with jax.disable_jit():
+        tree_allclose(compiled, measure(references, estimates), atol=1e-3)
+        np.testing.assert_allclose(figure, si_sdr(references[0], estimates[0]), atol=1e-4)
+
+
+@MEASURES
+def test_vmap_is_a_loop(measure):
+    pairs = [separation(2, 200, seed=seed, dtype=np.float32) for seed in range(3)]
+    references, estimates = (jnp.stack([jnp.asarray(x) for x in side]) for side in zip(*pairs, strict=True))
+    batched = jax.vmap(measure)(references, estimates)
+    loop = [measure(r, e) for r, e in zip(references, estimates, strict=True)]
+    tree_allclose(batched, jax.tree.map(lambda *leaves: jnp.stack(leaves), *loop), atol=1e-3)
+    figures = jax.vmap(si_sdr)(references[:, 0], estimates[:, 0])
+    expected = [si_sdr(r[0], e[0]) for r, e in zip(references, estimates, strict=True)]
+    np.testing.assert_allclose(figures, expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", FIGURES)
+@MEASURES
+def test_gradient_is_the_difference_quotient(measure, name):
+    references, estimates = separation(2, 60)
+    weights = np.array([1.0, -0.4])
+    with jax.enable_x64(True):
+        references, estimates = jnp.asarray(references), jnp.asarray(estimates)
+
+        def by_estimates(e):
+            return jnp.sum(weights * getattr(measure(references, e), name))
+
+        def by_references(r):
+            return jnp.sum(weights * getattr(measure(r, estimates), name))
+
+        for function, argument in ((by_estimates, estimates), (by_references, references)):
+            np.testing.assert_allclose(*directional_derivatives(function, argument), rtol=1e-6)
+
+
+def test_si_sdr_gradient_is_the_difference_quotient():
+    references, estimates = separation(1, 100)
+    with jax.enable_x64(True):
+        reference, estimate = jnp.asarray(references[0]), jnp.asarray(estimates[0])
+        np.testing.assert_allclose(
+            *directional_derivatives(lambda e: si_sdr(reference, e), estimate), rtol=1e-6
+        )
+        np.testing.assert_allclose(
+            *directional_derivatives(lambda r: si_sdr(r, estimate), reference), rtol=1e-6
+        )
+
+
+def test_gradient_passes_the_host_assignment():
+    """Seven sources are matched on the host; the figures stay differentiable."""
+    references, estimates = separation(7, 150)
+    with jax.enable_x64(True):
+        references, estimates = jnp.asarray(references), jnp.asarray(estimates)
+        pair = directional_derivatives(lambda e: jnp.sum(sdr_sir_sar_gain(references, e).sdr), estimates)
+    np.testing.assert_allclose(*pair, rtol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@MEASURES
+def test_dtype_is_kept(measure, dtype):
+    with jax.enable_x64(True):
+        references, estimates = (jnp.asarray(x) for x in separation(2, 100, dtype=dtype))
+        scores = measure(references, estimates)
+        assert {getattr(scores, name).dtype for name in FIGURES} == {np.dtype(dtype)}
+        assert si_sdr(references[0], estimates[0]).dtype == dtype
+        assert jax.grad(si_sdr)(references[0], estimates[0]).dtype == dtype
+
+
+# Errors
+
+
+@MEASURES
+def test_errors_name_argument_got_and_expected(measure):
+    sources = jnp.ones((2, 100))
+    with pytest.raises(ValueError, match=r"estimates: got 3 signals, expected 2 as in references"):
+        measure(sources, jnp.ones((3, 100)))
+    with pytest.raises(ValueError, match=r"estimates: got 1 signals, expected 2 as in references"):
+        measure(sources, jnp.ones((1, 100)))
+    with pytest.raises(ValueError, match=r"estimates: got 99 samples, expected 100 as in references"):
+        measure(sources, jnp.ones((2, 99)))
+    with pytest.raises(
+        ValueError, match=r"references: got shape \(2, 0\), expected 2 dimensions, none empty"
+    ):
+        measure(jnp.ones((2, 0)), jnp.ones((2, 0)))
+    with pytest.raises(ValueError, match=r"estimates: got float16, expected float32 or float64"):
+        measure(sources, jnp.ones((2, 100), jnp.float16))
+
+
+def test_errors_of_single_arguments():
+    with pytest.raises(ValueError, match=r"estimate: got 9 samples, expected 10 as in reference"):
+        si_sdr(jnp.ones(10), jnp.ones(9))
+    with pytest.raises(ValueError, match=r"filter_length: got 0, expected at least 1"):
+        sdr_sir_sar_filter(jnp.ones((2, 10)), jnp.ones((2, 10)), filter_length=0)
+    with pytest.raises(ValueError, match=r"scores: got 2 estimates, expected at least 3 \(references\)"):
+        best_permutation(jnp.ones((3, 2)))
