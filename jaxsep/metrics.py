@@ -69,7 +69,7 @@ def sdr_sir_sar_gain(
     IEEE Trans. Audio Speech Lang. Process. 14(4), 2006; a time-invariant gain is the allowed distortion (P1).
     """
     references, estimates = _checked(references, estimates, ndim=2)
-    return _best_scores(references, estimates, filter_length=None)
+    return _best_scores(references, estimates, filter_length=1)
 
 
 def sdr_sir_sar_filter(
@@ -240,11 +240,11 @@ def _best_scores(
     references: Float[Array, "instruments samples"],
     estimates: Float[Array, "instruments samples"],
     *,
-    filter_length: int | None,
+    filter_length: int,
 ) -> SeparationScores:
     references, estimates = _unit_energy(references), _unit_energy(estimates)
     make_span = _gain_span
-    if filter_length is not None:
+    if filter_length > 1:
         # Zeros for the tail of the filtered sources: circular convolution is then linear.
         samples = references.shape[1]
         padding = ((0, 0), (0, next_fast_len(samples + filter_length - 1, real=True) - samples))

@@ -107,7 +107,7 @@ def test_phase_refers_to_the_window_centre(x64):
 
 
 @pytest.mark.parametrize(
-    ("num_samples", "hop"), [(1, 8), (2, 3), (97, 32), (384, 100), (1501, 16), (1501, 100), (1501, 128)]
+    ("num_samples", "hop"), [(1, 8), (2, 3), (97, 32), (1501, 16), (1501, 25), (1501, 128)]
 )
 def test_synthesis_inverts_analysis(dtype, num_samples, hop):
     stft = GaussianSTFT(window_std=32, hop=hop)
@@ -119,11 +119,10 @@ def test_synthesis_inverts_analysis(dtype, num_samples, hop):
 
 
 @pytest.mark.parametrize("hop", [100, 256, 512, 1024])
-def test_synthesis_inverts_analysis_with_the_default_window(dtype, hop):
+def test_synthesis_inverts_analysis_with_the_default_window(hop):
     stft = GaussianSTFT(hop=hop)
-    samples = jnp.asarray(noise(15001), dtype)
-    restored = stft.synthesise(stft.analyse(samples), 15001)
-    assert relative_error(restored, samples) < (1e-5 if dtype == np.float32 else 1e-12)
+    samples = jnp.asarray(noise(9001), jnp.float32)
+    assert relative_error(stft.synthesise(stft.analyse(samples), 9001), samples) < 1e-5
 
 
 @pytest.mark.parametrize("hop", [8, 7, 96])
@@ -227,35 +226,35 @@ def test_synthesis_in_pieces_equals_the_whole(x64):
 
 
 def test_jit_equals_eager_and_vmap_equals_a_loop(dtype):
-    stft = GaussianSTFT(window_std=8, hop=6)
-    batch = jnp.asarray(noise(3, 250), dtype)
+    stft = GaussianSTFT(window_std=4, hop=6)
+    batch = jnp.asarray(noise(3, 32), dtype)
     tolerance = 20 * jnp.finfo(dtype).eps
 
-    def restore(samples):
-        return stft.synthesise(stft.analyse(samples) * (1 + 1j), 250)
+    def filtered(samples):
+        return stft.synthesise(stft.analyse(samples) * (1 + 1j), 32)
 
-    with jax.disable_jit():
-        eager = stft.analyse(batch[0]), restore(batch[0])
-    looped = [jnp.stack([f(samples) for samples in batch]) for f in (stft.analyse, restore)]
-    for f, plain, loop in zip((stft.analyse, restore), eager, looped, strict=True):
-        assert relative_error(jax.jit(f)(batch[0]), plain) < tolerance
-        assert relative_error(jax.vmap(f)(batch), loop) < tolerance
+    for function in (stft.analyse, filtered):
+        with jax.disable_jit():
+            eager = function(batch[0])
+        loop = jnp.stack([function(samples) for samples in batch])
+        assert relative_error(jax.jit(function)(batch[0]), eager) < tolerance
+        assert relative_error(jax.vmap(function)(batch), loop) < tolerance
 
 
-@pytest.mark.parametrize("hop", [6, 7])
-def test_gradients_match_finite_differences(x64, hop):
-    stft = GaussianSTFT(window_std=4, hop=hop)
-    samples = jnp.asarray(noise(61))
+def test_gradients_match_finite_differences(x64):
+    stft = GaussianSTFT(window_std=4, hop=7)
     spectrogram = jnp.asarray(complex_noise(stft.num_frames(61), stft.num_bins))
 
     def analysed(samples):
-        return jnp.sum(jnp.abs(stft.analyse(samples, first_frame=1) - 0.1 * spectrogram[1:]) ** 1.5)
+        spectra = stft.analyse(jnp.asarray(samples), first_frame=1)
+        return jnp.sum(jnp.abs(spectra - 0.1 * spectrogram[1:]) ** 1.5)
 
     def synthesised(real, imag):
-        return jnp.sum(jnp.sin(stft.synthesise(real + 1j * imag, 61)))
+        return jnp.sum(jnp.sin(stft.synthesise(jnp.asarray(real + 1j * imag), 61)))
 
-    check_grads(analysed, (samples,), order=2, modes=("fwd", "rev"), rtol=1e-4)
-    check_grads(synthesised, (spectrogram.real, spectrogram.imag), order=2, modes=("fwd", "rev"), rtol=1e-4)
+    modes = ("fwd", "rev")
+    check_grads(jax.jit(analysed), (noise(61),), order=1, modes=modes, rtol=1e-4)
+    check_grads(jax.jit(synthesised), (spectrogram.real, spectrogram.imag), order=1, modes=modes, rtol=1e-4)
 
 
 def test_transposes_under_vmap(x64):
@@ -274,12 +273,16 @@ def test_transposes_under_vmap(x64):
 
 def test_silence_stays_silent_with_finite_gradients(dtype):
     stft = GaussianSTFT(window_std=8, hop=8)
-    silence = jnp.zeros(300, dtype)
-    assert np.all(stft.analyse(silence) == 0)
-    assert np.all(stft.synthesise(stft.analyse(silence), 300) == 0)
-    gradient = jax.grad(lambda x: jnp.sum(jnp.abs(stft.synthesise(jnp.abs(stft.analyse(x)) + 0j, 300))))(
-        silence
-    )
+    silence = jnp.zeros(60, dtype)
+
+    def energy(samples):
+        spectrogram = stft.analyse(samples)
+        restored = stft.synthesise(spectrogram, 200)
+        return jnp.sum(jnp.abs(spectrogram)) + jnp.sum(restored**2), restored
+
+    (total, restored), gradient = jax.jit(jax.value_and_grad(energy, has_aux=True))(silence)
+    assert total == 0
+    assert np.all(restored == 0)
     assert np.all(np.isfinite(gradient))
 
 
@@ -323,7 +326,10 @@ def test_temporaries_do_not_grow_with_the_signal():
         ),
         (lambda s: s.synthesise(jnp.zeros((2, 49), complex), 0), "num_samples must be at least 1, got 0"),
         (lambda s: s.synthesise(jnp.zeros((2, 48), complex), 9), "must have 49 bins, got 48"),
-        (lambda s: s.overlap_add(jnp.zeros((0, 49), complex)), "num_frames must be at least 1, got 0"),
+        (
+            lambda s: s.overlap_add(jnp.zeros((0, 49), complex)),
+            "spectrogram must have at least 1 frame, got 0",
+        ),
         (lambda s: s.window_power(0), "num_frames must be at least 1, got 0"),
     ],
 )

@@ -11,13 +11,13 @@ __all__ = ["default_lanes", "map_lanes", "queue", "run_lanes"]
 
 def default_lanes(num_problems: int) -> int:
     """How many problems to iterate at once: few on a CPU, whose caches hold few; all on an accelerator."""
-    return min(num_problems, 32 if jax.default_backend() == "cpu" else 4096)
+    return min(num_problems, 16 if jax.default_backend() == "cpu" else 4096)
 
 
 def run_lanes(
     start: Callable[[Int[Array, ""]], PyTree],
     step: Callable[[Int[Array, ""], PyTree], PyTree],
-    done: Callable[[PyTree], Array],
+    done: Callable[[Int[Array, ""], PyTree], Bool[Array, ""]],
     finish: Callable[[PyTree], PyTree],
     order: Int[Array, " problems"],
     count: Int[Array, ""] | int,
@@ -31,7 +31,7 @@ def run_lanes(
     the queue is empty.
 
     **Arguments:** `start(i)` the first state of problem i; `step(i, state)` one iteration;
-    `done(state)` a boolean; `finish(state)` the result; `order`, `count` the queue; `results` arrays
+    `done(i, state)` a boolean; `finish(state)` the result; `order`, `count` the queue; `results` arrays
     `[problems, ...]` that hold the results of all problems and keep those outside the queue;
     `num_lanes` how many problems to iterate at once.
     """
@@ -46,7 +46,7 @@ def run_lanes(
         tickets, following, states, results = carry
         problems = fetch(tickets)
         states = jax.vmap(step)(problems, states)
-        ended = jax.vmap(done)(states) & (tickets < count)
+        ended = jax.vmap(done)(problems, states) & (tickets < count)
         # Lanes that have not ended write out of range, which drops the write.
         target = jnp.where(ended, problems, num_problems)
         results = jax.tree.map(

@@ -1,133 +1,261 @@
-"""Bounded minimisation of the lifted loss over the tones of one frame."""
+"""Bounded minimisation of the lifted loss by a projected Levenberg–Marquardt method."""
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxsep.tones.axes import LogAxis
-from jaxsep.tones.rendering import add_windows, window_offsets
-from jaxsep.tones.tones import MAX_INHARMONICITY, width_bounds
+from jaxsep.pursuit.lanes import default_lanes, queue, run_lanes
+from jaxsep.pursuit.lifting import LiftedLoss, power
+from jaxsep.tones.tones import MAX_INHARMONICITY, Tones, width_bounds
 
-_DAMPING_START = 1e-2
-_DAMPING_MAX = 1e8
-MEM=0
-POW=0.1
+__all__ = ["LevenbergMarquardt", "Refined", "pack", "refine", "unpack"]
 
-
-class LiftedLoss(eqx.Module):
-    """`L(θ) = ½ Σ_f ((Y_θ[f] + δ)^q − (y[f] + δ)^q)²` and its Gauss–Newton model (P1, sparse pursuit)."""
-
-    axis: LogAxis
-    lift: float = eqx.field(static=True, default=0.5)
-    offset: float = eqx.field(static=True, default=1e-7)
-
-    def lifted(self, spectrum):
-        return _power(spectrum + self.offset, self.lift)
-
-    def normal_equations(self, theta, harmonics, target):
-        """Loss, JᵀJ and Jᵀr at the packed parameters `theta [tones, 4]`."""
-        columns = self._columns(theta, harmonics)  # [tones, 4, bins], d Y / d theta, first the tone itself
-        amplitude_derivative = _power(theta[:, 0], 1 / self.lift - 1) / self.lift
-        amplitude = theta[:, 0] * amplitude_derivative * self.lift
-        model = jnp.sum(amplitude[:, None] * columns[:, 0], axis=0)
-        lifted = self.lifted(model)
-        residual = lifted - target
-        slope = self.lift * lifted / (model + self.offset)
-        scale = jnp.concatenate([amplitude_derivative[:, None], jnp.repeat(amplitude[:, None], 3, 1)], 1)
-        jacobian = (columns * scale[:, :, None] * slope).reshape(-1, target.shape[0])
-        augmented = jnp.concatenate([jacobian, residual[None]])
-        gram = jnp.einsum("if,jf->ij", jacobian, augmented)
-        return 0.5 * jnp.sum(residual**2), gram[:, :-1], gram[:, -1]
-
-    def _columns(self, theta, harmonics):
-        num_bins = self.axis.num_bins
-        num_harmonics = harmonics.shape[1]
-        _, fundamental, width, inharmonicity = theta.T
-        position, _, by_inharmonicity = jax.vmap(lambda f, b: self.axis.partials(f, b, num_harmonics))(
-            fundamental, inharmonicity
-        )
-        nearest = jnp.round(position).astype(jnp.int32)
-        distance = (nearest - position)[..., None] + window_offsets(theta.dtype)
-        inverse = 1 / width[:, None, None]
-        scaled = distance * inverse
-        value = harmonics[..., None] * jnp.exp(-0.5 * scaled**2)
-        slope = value * scaled * inverse
-        parts = (value, slope, slope * scaled, slope * by_inharmonicity[..., None])
-        add = jax.vmap(lambda v, n: add_windows(v, n, num_bins)[0])
-        return jnp.stack([add(part, nearest) for part in parts], axis=1)
+_MAX_DAMPING = 1e8
 
 
-class _State(eqx.Module):
-    trial: Array  # parameters to evaluate next
-    predicted: Array  # decrease that the quadratic model promises for them
-    theta: Array
-    loss: Array
-    hessian: Array
-    gradient: Array
-    damping: Array
-    growth: Array
-    steps: Array
-    converged: Array
-    move: Array
-    change: Array
+class Refined(eqx.Module):
+    """Tones at a minimum of the lifted loss of each frame, the loss, and the solver's steps."""
+
+    tones: Tones
+    loss: Float[Array, " frames"]
+    steps: Int[Array, " frames"]
 
 
-def start(theta):
-    size = theta.size
-    dt = theta.dtype
-    return _State(
-        trial=theta, predicted=jnp.array(jnp.inf, dt), theta=theta, loss=jnp.array(jnp.inf, dt), hessian=jnp.zeros((size, size), dt),
-        gradient=jnp.zeros(size, dt), damping=jnp.array(_DAMPING_START, dt), growth=jnp.array(2.0, dt), steps=jnp.int32(0),
-        converged=jnp.array(False), move=jnp.zeros((MEM,size), dt), change=jnp.zeros((MEM,size), dt),
+class LevenbergMarquardt(eqx.Module):
+    """A projected Levenberg–Marquardt method for a few tones, one evaluation of the model per step.
+
+    With the damping λ of each step, `(JᵀJ + λ diag JᵀJ) d = −Jᵀr` is solved over the free parameters (those at
+    a bound with a gradient that points outwards are held), the step is clipped to the bounds, and kept when
+    the loss drops. The damping is relative to each parameter's own curvature and nothing is added that
+    would tie parameters of different scale together: an absolute floor slows convergence tenfold.
+
+    **Arguments:** `tolerance`, the relative decrease of the loss at which it ends; `max_steps`, evaluations
+    of one minimisation; `damping`, λ of the first step (a smaller one can jump to another basin).
+    """
+
+    tolerance: float | Float[Array, ""] = 1e-4
+    damping: float | Float[Array, ""] = 1.0
+    max_steps: int = eqx.field(static=True, default=60)
+
+
+class Descent(eqx.Module):
+    """State of one minimisation: the best parameters with their model, and the trial to evaluate next."""
+
+    theta: Float[Array, "tones 4"]
+    loss: Float[Array, ""]
+    hessian: Float[Array, "parameters parameters"]
+    gradient: Float[Array, " parameters"]
+    trial: Float[Array, "tones 4"]
+    predicted: Float[Array, ""]  # decrease that the quadratic model promises for the trial
+    damping: Float[Array, ""]
+    growth: Float[Array, ""]
+    decrease: Float[Array, ""]  # relative decrease of the last step that was kept
+    steps: Int[Array, ""]
+    ended: Bool[Array, ""]
+
+
+def start_descent(solver: LevenbergMarquardt, theta: Float[Array, "tones 4"]) -> Descent:
+    """The state before the first evaluation."""
+    dtype, size = theta.dtype, theta.size
+    infinite = jnp.array(jnp.inf, dtype)
+    return Descent(
+        theta=theta,
+        loss=infinite,
+        hessian=jnp.zeros((size, size), dtype),
+        gradient=jnp.zeros(size, dtype),
+        trial=theta,
+        predicted=infinite,
+        damping=jnp.asarray(solver.damping, dtype),
+        growth=jnp.array(2.0, dtype),
+        decrease=infinite,
+        steps=jnp.int32(0),
+        ended=jnp.array(False),
     )
 
 
-def step(loss_fn, state, active, harmonics, target, tolerance, bounds):
-    loss, hessian, gradient = loss_fn.normal_equations(state.trial, harmonics, target)
-    better = loss < state.loss
+def step_descent(
+    solver: LevenbergMarquardt,
+    objective: LiftedLoss,
+    state: Descent,
+    active: Bool[Array, " tones"],
+    harmonics: Float[Array, "tones harmonics"],
+    target: Float[Array, " bins"],
+) -> Descent:
+    """Evaluates the trial, keeps it if the loss dropped, and proposes the next."""
+    loss, hessian, gradient = objective.normal_equations(state.trial, harmonics, target)
     first = jnp.isinf(state.predicted)
-    decrease = state.loss - loss
-    converged = ~first & jnp.where(better, decrease <= tolerance * loss, state.predicted <= tolerance * state.loss)
-    pick = lambda n, o: jnp.where(better, n, o)
-    fresh = better & ~first
-    ns = (state.trial - state.theta).reshape(-1); ny = gradient - state.gradient
-    move = jnp.where(fresh, jnp.concatenate([state.move[1:], ns[None]]), state.move)
-    change = jnp.where(fresh, jnp.concatenate([state.change[1:], ny[None]]), state.change)
-    theta = pick(state.trial, state.theta)
-    loss = pick(loss, state.loss)
-    hessian = pick(hessian, state.hessian)
-    gradient = pick(gradient, state.gradient)
-    gain = jnp.where(first, 1.0, decrease / jnp.maximum(state.predicted, jnp.finfo(loss.dtype).tiny))
-    damping = jnp.where(
-        first, state.damping,
-        jnp.where(better, jnp.maximum(state.damping * jnp.maximum(1 / 3, 1 - (2 * gain - 1) ** 3), 4*jnp.finfo(loss.dtype).eps), state.damping * state.growth))
-    growth = jnp.where(better, 2.0, state.growth * 2)
-    lower, upper = bounds
-    flat, lo, hi = theta.reshape(-1), lower.reshape(-1), upper.reshape(-1)
-    free = jnp.repeat(active, 4) & ~((flat <= lo) & (gradient > 0)) & ~((flat >= hi) & (gradient < 0))
-    model = jnp.where(free[:, None] & free[None], hessian, 0)
-    for k in range(MEM):
-        s_ = jnp.where(free, move[k], 0); y_ = jnp.where(free, change[k], 0)
-        As = model @ s_; sAs = s_ @ As; sy = s_ @ y_
-        t = jnp.where(sy >= POW * sAs, 1.0, (1 - POW) * sAs / jnp.where(sAs > sy, sAs - sy, 1))
-        y_ = t * y_ + (1 - t) * As; sy = s_ @ y_
-        ok = (sAs > 0) & (sy > 0)
-        model = model + jnp.where(ok, jnp.outer(y_, y_) / jnp.where(ok, sy, 1) - jnp.outer(As, As) / jnp.where(ok, sAs, 1), 0)
-    diag = jnp.diagonal(model)
-    floor = jnp.finfo(diag.dtype).tiny
-    system = model + jnp.diag(jnp.where(free, jnp.where(diag > 0, damping * diag, 1), 1))
-    direction = -jax.scipy.linalg.cho_solve(jax.scipy.linalg.cho_factor(system), jnp.where(free, gradient, 0))
-    trial = jnp.clip(flat + direction, lo, hi)
-    moved = trial - flat
-    predicted = -(gradient @ moved + 0.5 * moved @ model @ moved)
-    converged = converged | (damping > _DAMPING_MAX) | ~(jnp.any(moved != 0))
-    return _State(trial.reshape(theta.shape), predicted, theta, loss, hessian, gradient, damping, growth, state.steps + 1, converged, move, change)
+    better = loss < state.loss
+    fall = state.loss - loss
+    tiny = jnp.finfo(loss.dtype).tiny
+
+    gain = fall / jnp.maximum(state.predicted, tiny)
+    shrink = jnp.maximum(state.damping * jnp.maximum(1 / 3, 1 - (2 * gain - 1) ** 3), 4 * jnp.finfo(loss.dtype).eps)
+    damping = jnp.where(better, shrink, state.damping * state.growth)
+    damping = jnp.where(first, state.damping, damping)
+    growth = jnp.where(better, 2.0, 2 * state.growth)
+
+    decrease = jnp.where(first, jnp.inf, jnp.where(better, fall / jnp.maximum(loss, tiny), state.decrease))
+    # A rejected step that promised next to nothing ends it too: the rest is rounding.
+    rejected = jnp.where(better, False, state.predicted <= solver.tolerance * state.loss)
+    keep = lambda new, old: jnp.where(better, new, old)
+    theta, loss = keep(state.trial, state.theta), keep(loss, state.loss)
+    hessian, gradient = keep(hessian, state.hessian), keep(gradient, state.gradient)
+    trial, predicted = _propose(theta, hessian, gradient, active, damping)
+
+    return Descent(
+        theta=theta,
+        loss=loss,
+        hessian=hessian,
+        gradient=gradient,
+        trial=trial,
+        predicted=predicted,
+        damping=damping,
+        growth=growth.astype(loss.dtype),
+        decrease=decrease,
+        steps=state.steps + 1,
+        ended=(decrease <= solver.tolerance)
+        | (rejected & ~first)
+        | (damping > _MAX_DAMPING)
+        | jnp.all(trial == theta)
+        | (state.steps + 1 >= solver.max_steps),
+    )
 
 
-def _power(x, exponent):
-    if exponent == 1.0:
-        return x
-    if exponent == 0.5:
-        return jnp.sqrt(x)
-    return x**exponent
+def _propose(theta, hessian, gradient, active, damping):
+    lower, upper = _bounds(theta)
+    here, low, high = theta.reshape(-1), lower.reshape(-1), upper.reshape(-1)
+    held = ((here <= low) & (gradient > 0)) | ((here >= high) & (gradient < 0))
+    diagonal = jnp.diagonal(hessian)
+    # A parameter without curvature (a tone of amplitude 0) cannot move.
+    free = jnp.repeat(active, 4) & ~held & (diagonal > 0)
+    system = jnp.where(free[:, None] & free, hessian, 0) + jnp.diag(jnp.where(free, damping * diagonal, 1))
+    factor = jax.scipy.linalg.cho_factor(system)
+    direction = jax.scipy.linalg.cho_solve(factor, jnp.where(free, -gradient, 0))
+    trial = jnp.clip(here + direction, low, high)
+    move = trial - here
+    predicted = -(gradient @ move + 0.5 * move @ hessian @ move)
+    return trial.reshape(theta.shape), predicted
+
+
+def _bounds(theta):
+    narrow, wide = width_bounds()
+    infinity = float("inf")
+    lower = jnp.array([0, -infinity, narrow, 0], theta.dtype)
+    upper = jnp.array([infinity, infinity, wide, MAX_INHARMONICITY], theta.dtype)
+    return jnp.broadcast_to(lower, theta.shape), jnp.broadcast_to(upper, theta.shape)
+
+
+def pack(tones: Tones, lift: float) -> Float[Array, "*frames tones 4"]:
+    """Parameters of the solver: (a^q, fundamental, width, inharmonicity), within their bounds."""
+    amplitude = power(jnp.where(tones.active, tones.amplitude, 0), lift)
+    theta = jnp.stack([amplitude, tones.fundamental, tones.width, tones.inharmonicity], axis=-1)
+    lower, upper = _bounds(theta)
+    return jnp.clip(theta, lower, upper)
+
+
+def unpack(
+    theta: Float[Array, "*frames tones 4"], tones: Tones, lift: float, active: Bool[Array, "*frames tones"]
+) -> Tones:
+    """Tones with the parameters of the solver and the instruments of `tones`."""
+    return Tones(
+        amplitude=jnp.where(active, power(theta[..., 0], 1 / lift), 0),
+        fundamental=theta[..., 1],
+        width=theta[..., 2],
+        inharmonicity=theta[..., 3],
+        instrument=tones.instrument,
+        active=active,
+    )
+
+
+def prune(
+    amplitude: Float[Array, " tones"],
+    instrument: Int[Array, " tones"],
+    active: Bool[Array, " tones"],
+    tones_per_instrument: int,
+) -> Bool[Array, " tones"]:
+    """Which tones stay: for each instrument the largest amplitudes, as many as it may play."""
+    slot = jnp.arange(amplitude.shape[0])
+    same = (instrument[:, None] == instrument) & active
+    larger = (amplitude > amplitude[:, None]) | ((amplitude == amplitude[:, None]) & (slot < slot[:, None]))
+    return active & (jnp.sum(same & larger, axis=1) < tones_per_instrument)
+
+
+class _Job(eqx.Module):
+    descent: Descent
+    active: Bool[Array, " tones"]
+    spent: Int[Array, ""]  # steps of the minimisation before pruning
+
+
+def refine(
+    spectra: Float[Array, "frames bins"],
+    tones: Tones,
+    dictionary: Float[Array, "instruments harmonics"],
+    objective: LiftedLoss,
+    *,
+    solver: LevenbergMarquardt = LevenbergMarquardt(),
+    tones_per_instrument: int | None = None,
+    frames: Bool[Array, " frames"] | None = None,
+    goal: Float[Array, " frames"] | None = None,
+    num_lanes: int | None = None,
+) -> Refined:
+    """Minimises the lifted loss of every frame over the parameters of its tones (P1, sparse pursuit).
+
+    **Arguments:** `spectra`, nonnegative, peak about 1; `tones`, the starting point, `[frames, tones]`;
+    `tones_per_instrument`: if given, tones beyond so many per instrument are dropped at the minimum, the
+    quietest first, and the rest is refined again; `frames`: which frames to refine (the others keep their
+    tones, with infinite loss); `goal`: the descent of a frame ends early once it clearly cannot get
+    below; `num_lanes`: frames iterated at once.
+
+    **Returns:** tones at which the loss is not above that of the start (of what pruning left, if it took
+    tones away), the loss, and the number of evaluations.
+    """
+    num_frames = spectra.shape[0]
+    target = objective.lifted(spectra)
+    theta = pack(tones, objective.lift)
+    order, count = queue(jnp.ones(num_frames, bool) if frames is None else frames)
+
+    def keeps(job, frame):
+        if tones_per_instrument is None:
+            return job.active
+        return prune(job.descent.theta[:, 0], tones.instrument[frame], job.active, tones_per_instrument)
+
+    def start(frame):
+        return _Job(start_descent(solver, theta[frame]), tones.active[frame], jnp.int32(0))
+
+    def step(frame, job):
+        # A minimisation that ended with too many tones begins again with those that stay.
+        stay = keeps(job, frame)
+        again = job.descent.ended & jnp.any(stay != job.active)
+        thinned = jnp.where(stay[:, None], job.descent.theta, jnp.array([0.0, 0, 1, 0], theta.dtype))
+        restart = start_descent(solver, jnp.clip(thinned, *_bounds(thinned)))
+        descent = jax.tree.map(lambda new, old: jnp.where(again, new, old), restart, job.descent)
+        active = jnp.where(again, stay, job.active)
+        spent = job.spent + jnp.where(again, job.descent.steps, 0)
+        harmonics = dictionary[tones.instrument[frame]]
+        descent = step_descent(solver, objective, descent, active, harmonics, target[frame])
+        if goal is not None:
+            hopeless = (descent.loss > goal[frame]) & (descent.decrease < _HOPELESS)
+            descent = eqx.tree_at(lambda d: d.ended, descent, descent.ended | hopeless)
+        return _Job(descent, active, spent)
+
+    def finish(job):
+        return job.descent.theta, job.active, job.descent.loss, job.spent + job.descent.steps
+
+    blank = (theta, tones.active, jnp.full(num_frames, jnp.inf, theta.dtype), jnp.zeros(num_frames, jnp.int32))
+    lanes = default_lanes(num_frames) if num_lanes is None else min(num_lanes, num_frames)
+    theta, active, loss, steps = run_lanes(
+        start,
+        step,
+        lambda frame, job: job.descent.ended & jnp.all(keeps(job, frame) == job.active),
+        finish,
+        order,
+        count,
+        blank,
+        lanes,
+    )
+    return Refined(unpack(theta, tones, objective.lift, active), loss, steps)
+
+
+#: A descent above its goal that gains less than this per step is given up.
+_HOPELESS = 1e-2

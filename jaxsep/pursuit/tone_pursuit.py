@@ -1,114 +1,196 @@
-"""Sparse pursuit of tones: greedy selection and joint refinement (P1)."""
+"""Sparse pursuit of tones: greedy selection with joint refinement (P1)."""
+
 import equinox as eqx
-import jax, jax.numpy as jnp
-from jaxsep.pursuit import refinement as R
-from jaxsep.pursuit.lanes import run_lanes, map_lanes, queue, default_lanes
-from jaxsep.tones.tones import *
-from jaxsep.tones.axes import LogAxis
-from jaxsep.tones.rendering import render, add_windows, window_offsets
-import math
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
 
-def pattern_bank(dictionary, axis, lift):
-    """conj FFTs of lifted unit tones, normalised; norms"""
-    I,H=dictionary.shape
-    reach=len(window_offsets(jnp.float32))//2
-    span=math.ceil(axis.bins_per_neper*math.log(H))+2*reach+1
-    n=1<<(axis.num_bins+span-1).bit_length()
-    n = next_fast(axis.num_bins+span)
-    pos=reach+axis.bins_per_neper*jnp.log(jnp.arange(1,H+1,dtype=dictionary.dtype))
-    near=jnp.round(pos).astype(jnp.int32)
-    x=(near-pos)[:,None]+window_offsets(dictionary.dtype)
-    g=jnp.exp(-0.5*(x/SINUSOID_WIDTH)**2)
-    pat=jax.vmap(lambda d: add_windows(g*d[:,None],near,span)[0])(dictionary)
-    pat=R._power(pat,lift)
-    norm=jnp.sqrt(jnp.sum(pat**2,1))
-    safe=jnp.where(norm>0,norm,1)
-    ft=jnp.conj(jnp.fft.rfft(pat/safe[:,None],n))
-    ft=ft*jnp.exp(-2j*jnp.pi*jnp.arange(n//2+1)*reach/n).astype(ft.dtype)
-    return ft,jnp.where(norm>0,1/safe,0)
+from jaxsep.pursuit.lanes import default_lanes, map_lanes, queue
+from jaxsep.pursuit.lifting import LiftedLoss
+from jaxsep.pursuit.refinement import LevenbergMarquardt, pack, refine
+from jaxsep.pursuit.selection import PatternBank, select
+from jaxsep.tones.tones import SINUSOID_WIDTH, Tones
 
-def next_fast(n):
-    best=1<<(n-1).bit_length()
-    for p in (1,3,5,9,15):
-        k=p
-        while k<n: k*=2
-        best=min(best,k)
-    return best
+__all__ = ["PursuitOutcome", "PursuitResult", "TonePursuit"]
 
-def correlate(r,bank,num_bins):
-    ft,inv=bank
-    n=(ft.shape[1]-1)*2
-    return jnp.fft.irfft(jnp.fft.rfft(r,n)[None]*ft,n)[:,:num_bins]
 
-def pursue(spectra, dictionary, axis, tones_per_instrument=1, tol=1e-3, tolpol=1e-4, beta=0.9, lanes=16, max_steps=60, hopeless=10., offset=1e-7):
-    F,m=spectra.shape; I,H=dictionary.shape
-    lf=R.LiftedLoss(axis, offset=offset); q=lf.lift
-    dt=spectra.dtype
-    target=lf.lifted(spectra)
-    cap=I*tones_per_instrument
-    bank=pattern_bank(dictionary,axis,q)
-    wl,wh=width_bounds()
-    lo=jnp.array([0,-jnp.inf,wl,0.],dt); hi=jnp.array([jnp.inf,jnp.inf,wh,MAX_INHARMONICITY],dt)
-    blank=jnp.array([0,0,SINUSOID_WIDTH,0],dt)
-    base=lf.lifted(jnp.zeros((),dt))
-    loss=0.5*jnp.sum((target-base)**2,1)
-    state=dict(theta=jnp.tile(blank,(F,cap,1)),inst=jnp.zeros((F,cap),jnp.int32),active=jnp.zeros((F,cap),bool),loss=loss,live=loss>0, steps=jnp.zeros(F,jnp.int32))
-    def model(theta,harm):
-        return jnp.sum(theta[:,0:1]**(1/q)*lf._columns(theta,harm)[:,0],0)
-    def refine(K,theta,inst,active,mask,goal,tol):
-        bounds=(jnp.tile(lo,(K,1)),jnp.tile(hi,(K,1)))
-        order,count=queue(mask)
-        def stp(i,s):
-            t=jnp.where(s.loss>goal[i],tol*hopeless,tol)
-            return R.step(lf,s,active[i],dictionary[inst[i]],target[i],t,bounds)
-        th,ls,st=run_lanes(lambda i:R.start(theta[i]),stp,lambda s:s.converged|(s.steps>=max_steps),lambda s:(s.theta,s.loss,s.steps),
-             order,count,(theta,jnp.full(F,jnp.inf,dt),jnp.zeros(F,jnp.int32)),lanes)
-        return th,ls,st
-    def round_(K,state):
-        pad=lambda x,v: jnp.concatenate([x[:,:min(K,cap)],jnp.full((F,K-min(K,cap))+x.shape[2:],v,x.dtype)],1) if K>cap else x[:,:K]
-        theta=pad(state['theta'],0.).at[:,:,2].max(wl); inst=pad(state['inst'],0); active=pad(state['active'],False)
-        live=state['live']
-        order,count=queue(live)
-        def sel(i):
-            r=target[i]-lf.lifted(_model1(lf,theta[i],dictionary[inst[i]]))
-            c=correlate(r,bank,m)
-            k=jnp.argmax(c); ii=k//m; 
-            return c.reshape(-1)[k]*bank[1][ii],k%m,ii
-        al,sh,ii=map_lanes(sel,order,count,(jnp.zeros(F,dt),jnp.zeros(F,jnp.int32),jnp.zeros(F,jnp.int32)),lanes)
-        live=live&(al>0)
-        slot=jnp.argmin(active,1)
-        hot=jax.nn.one_hot(slot,K,dtype=bool)
-        new=jnp.stack([al,sh.astype(dt),jnp.full(F,SINUSOID_WIDTH,dt),jnp.zeros(F,dt)],1)
-        theta=jnp.where(hot[...,None],new[:,None],theta); inst=jnp.where(hot,ii[:,None],inst); active=active|hot
-        goal=beta**2*state['loss']
-        theta,loss,st=refine(K,theta,inst,active,live,goal,tol)
-        # prune
-        same=(inst[:,:,None]==inst[:,None])&active[:,None]
-        amp=theta[...,0]; idx=jnp.arange(K)
-        larger=(amp[:,None]>amp[:,:,None])|((amp[:,None]==amp[:,:,None])&(idx[None,None]<idx[None,:,None]))
-        keep=active&(jnp.sum(same&larger,-1)<tones_per_instrument)&(amp>0)
-        pruned=jnp.any(keep!=active,1)
-        o=jnp.argsort(~keep,axis=1,stable=True)
-        take=lambda x: jnp.take_along_axis(x,o.reshape(o.shape+(1,)*(x.ndim-2)),1)
-        theta,inst,active=take(jnp.where(keep[...,None],theta,blank)),take(jnp.where(keep,inst,0)),take(keep)
-        K2=min(K,cap)
-        theta,inst,active=theta[:,:K2],inst[:,:K2],active[:,:K2]
-        again=live&pruned
-        th2,ls2,st2=refine(K2,theta,inst,active,again,goal,tol)
-        loss=jnp.where(again,ls2,loss)
-        ok=live&(loss<goal)
-        padc=lambda x,old: old.at[:,:K2].set(jnp.where(ok.reshape((F,)+(1,)*(x.ndim-1)),x,old[:,:K2]))
-        return dict(theta=padc(th2,state['theta']),inst=padc(inst,state['inst']),active=padc(active,state['active']),loss=jnp.where(ok,loss,state['loss']),live=ok,steps=state['steps']+st+jnp.where(again,st2,0))
-    total=2*cap
-    k=1
-    while k<=cap:
-        state=round_(k,state); k+=1
-    state=jax.lax.fori_loop(k,total+1,lambda i,s: round_(cap+1,s),state)
-    th,ls,st=refine(cap,state['theta'],state['inst'],state['active'],jnp.any(state['active'],1),jnp.full(F,jnp.inf,dt),tolpol)
-    state['theta']=th; state['loss']=jnp.where(jnp.any(state['active'],1),ls,state['loss']); state['steps']+=st
-    return state
+class PursuitOutcome(eqx.Enumeration):
+    """How the pursuit of a frame ended."""
 
-def _model1(lf,theta,harm):
-    I=theta.shape[0]
-    t=Tones(theta[:,0]**(1/lf.lift),theta[:,1],theta[:,2],theta[:,3],jnp.arange(I),jnp.ones(I,bool))
-    return render(t,harm,lf.axis,method='windowed')
+    explained = "No further tone lowers the residual enough."
+    rounds_used = "All rounds were used and the last tone still helped: allow more tones per instrument."
+    silent = "The spectrum is zero: there is nothing to find."
+    nonfinite = "The spectrum holds NaN or infinity: check the samples it was made from."
+
+
+class PursuitResult(eqx.Module):
+    """Tones of every frame, with what happened.
+
+    - `tones`: `[frames, instruments · tones_per_instrument]`.
+    - `loss`: the lifted loss L of each frame at these tones.
+    - `initial_loss`: L without any tone.
+    - `outcome`: a `PursuitOutcome` for each frame.
+    - `steps`: evaluations of the model spent on each frame.
+    """
+
+    tones: Tones
+    loss: Float[Array, " frames"]
+    initial_loss: Float[Array, " frames"]
+    outcome: PursuitOutcome
+    steps: Int[Array, " frames"]
+
+
+class TonePursuit(eqx.Module):
+    """Few tones that explain each spectrum (P1, sparse pursuit).
+
+    In each round the tone that correlates best with the lifted residual joins, all tones are refined, the
+    quietest beyond `tones_per_instrument` are dropped and the rest refined again; the round counts when the
+    residual's norm falls below `improvement` times what it was, and else the frame is finished.
+
+    Frames run side by side in lanes that never wait for each other. In round k a frame has at most k tones, so
+    early rounds evaluate no empty slots.
+
+    **Arguments:** `objective`, the lifted loss and its axis; `tones_per_instrument` ≥ 1; `improvement`, β of
+    P1, in (0, 1]; `solver`; `num_lanes`, frames iterated at once (default: what suits the platform).
+    """
+
+    objective: LiftedLoss = LiftedLoss()
+    tones_per_instrument: int = eqx.field(static=True, default=1)
+    improvement: float | Float[Array, ""] = 0.9
+    solver: LevenbergMarquardt = LevenbergMarquardt()
+    num_lanes: int | None = eqx.field(static=True, default=None)
+
+    def __check_init__(self):
+        if self.tones_per_instrument < 1:
+            raise ValueError(f"tones_per_instrument: expected at least 1, got {self.tones_per_instrument}")
+
+    def __call__(
+        self, spectra: Float[Array, "frames bins"], dictionary: Float[Array, "instruments harmonics"]
+    ) -> PursuitResult:
+        """Tones of each frame.
+
+        **Arguments:** `spectra`, nonnegative log-frequency magnitudes with a peak about 1 over the recording;
+        `dictionary`, relative amplitudes of the harmonics in [0, 1].
+        """
+        if spectra.shape[1] != self.objective.axis.num_bins:
+            raise ValueError(
+                f"spectra: expected {self.objective.axis.num_bins} bins as the axis has, got {spectra.shape[1]}"
+            )
+        dictionary = dictionary.astype(spectra.dtype)
+        finite = jnp.all(jnp.isfinite(spectra), axis=1)
+        spectra = jnp.where(finite[:, None], spectra, 0)
+        silent = jnp.max(spectra, axis=1) <= 0
+        state = self._begin(spectra, dictionary.shape[0], silent)
+        bank = PatternBank.build(dictionary, self.objective)
+        initial = state.loss
+        for size, rounds in _round_sizes(state.tones.capacity):
+            body = lambda _, state, size=size: self._round(state, spectra, dictionary, bank, size)
+            state = jax.lax.fori_loop(0, rounds, body, state)
+        outcome = jax.vmap(_outcome)(finite, silent, state.live)
+        return PursuitResult(state.tones, state.loss, initial, outcome, state.steps)
+
+    def _begin(self, spectra, num_instruments, silent):
+        num_frames = spectra.shape[0]
+        capacity = num_instruments * self.tones_per_instrument
+        empty = self.objective.lifted(jnp.zeros((), spectra.dtype))
+        return _Progress(
+            tones=Tones.empty((num_frames, capacity), spectra.dtype),
+            loss=0.5 * jnp.sum((self.objective.lifted(spectra) - empty) ** 2, axis=1),
+            live=~silent,
+            steps=jnp.zeros(num_frames, jnp.int32),
+        )
+
+    def _round(self, state, spectra, dictionary, bank, size):
+        capacity = state.tones.capacity
+        tones = _resize(state.tones, size)
+        amplitude, position, instrument = self._select(state.live, tones, spectra, dictionary, bank)
+        live = state.live & (amplitude > 0)
+        tones = _join(tones, amplitude, position, instrument)
+        goal = self.improvement**2 * state.loss
+        refined = refine(
+            spectra,
+            tones,
+            dictionary,
+            self.objective,
+            solver=self.solver,
+            tones_per_instrument=self.tones_per_instrument,
+            frames=live,
+            goal=goal,
+            num_lanes=self.num_lanes,
+        )
+        accepted = live & (refined.loss < goal)
+        found = _resize(_compact(refined.tones), capacity)
+        return _Progress(
+            tones=jax.tree.map(lambda new, old: jnp.where(accepted[:, None], new, old), found, state.tones),
+            loss=jnp.where(accepted, refined.loss, state.loss),
+            live=accepted,
+            steps=state.steps + refined.steps,
+        )
+
+    def _select(self, live, tones, spectra, dictionary, bank):
+        theta = pack(tones, self.objective.lift)
+        num_frames = spectra.shape[0]
+
+        def best(frame):
+            model = self.objective.model(theta[frame], dictionary[tones.instrument[frame]])
+            residual = self.objective.lifted(spectra[frame]) - self.objective.lifted(model)
+            return select(bank, residual, self.objective.lift)
+
+        zero = jnp.zeros(num_frames, spectra.dtype)
+        lanes = default_lanes(num_frames) if self.num_lanes is None else min(self.num_lanes, num_frames)
+        return map_lanes(best, *queue(live), (zero, zero, jnp.zeros(num_frames, jnp.int32)), lanes)
+
+
+class _Progress(eqx.Module):
+    tones: Tones
+    loss: Float[Array, " frames"]
+    live: Bool[Array, " frames"]
+    steps: Int[Array, " frames"]
+
+
+def _outcome(finite, silent, live):
+    outcome = PursuitOutcome.where(live, PursuitOutcome.rounds_used, PursuitOutcome.explained)
+    outcome = PursuitOutcome.where(silent, PursuitOutcome.silent, outcome)
+    return PursuitOutcome.where(finite, outcome, PursuitOutcome.nonfinite)
+
+
+def _round_sizes(capacity: int) -> list[tuple[int, int]]:
+    """(slots, rounds) such that round k has at least k slots, and capacity + 1 once all may be taken.
+
+    P1 allows twice as many rounds as tones. The sizes grow geometrically: each costs a compilation.
+    """
+    sizes, done, size = [], 0, 1
+    while done < capacity:
+        sizes.append((size, size - done))
+        done, size = size, min(2 * size, capacity)
+    return [*sizes, (capacity + 1, 2 * capacity - done)]
+
+
+def _resize(tones: Tones, capacity: int) -> Tones:
+    """The first slots, or empty ones added."""
+    missing = capacity - tones.capacity
+    if missing <= 0:
+        return jax.tree.map(lambda x: x[:, :capacity], tones)
+    blank = Tones.empty((tones.active.shape[0], missing), tones.amplitude.dtype)
+    return jax.tree.map(lambda x, y: jnp.concatenate([x, y], axis=1), tones, blank)
+
+
+def _compact(tones: Tones) -> Tones:
+    """Active slots first, in their order."""
+    order = jnp.argsort(~tones.active, axis=1, stable=True)
+    return jax.tree.map(lambda x: jnp.take_along_axis(x, order, axis=1), tones)
+
+
+def _join(tones: Tones, amplitude, position, instrument) -> Tones:
+    """A new tone in the first empty slot of each frame."""
+    slot = jnp.argmin(tones.active, axis=1)
+    here = jax.nn.one_hot(slot, tones.capacity, dtype=bool)
+    put = lambda new, old: jnp.where(here, new[:, None], old)
+    return Tones(
+        amplitude=put(amplitude, tones.amplitude),
+        fundamental=put(position, tones.fundamental),
+        width=jnp.where(here, SINUSOID_WIDTH, tones.width).astype(tones.width.dtype),
+        inharmonicity=jnp.where(here, 0, tones.inharmonicity),
+        instrument=put(instrument, tones.instrument),
+        active=tones.active | here,
+    )

@@ -15,7 +15,7 @@ from jaxtyping import Array, Complex, Float, Int
 STDS_PER_FRAME = 12
 
 # Frames transformed together at most. More of them compile longer and, on a CPU, are not faster.
-FRAMES_PER_BLOCK = 10
+FRAMES_PER_BLOCK = 8
 
 
 class GaussianSTFT(eqx.Module):
@@ -137,11 +137,8 @@ class GaussianSTFT(eqx.Module):
         """
         if num_samples < 1:
             raise ValueError(f"num_samples must be at least 1, got {num_samples}")
-        numerator = self.overlap_add(spectrogram)
-        power = self.window_power(spectrogram.shape[0], numerator.dtype)
-        # Half a window precedes the centre of the first frame, which is the signal's first sample.
-        samples = normalise_overlap(numerator, power)[self.n_fft // 2 :][:num_samples]
-        return jnp.pad(samples, (0, num_samples - samples.shape[0]))
+        self._check(spectrogram)
+        return _synthesise(spectrogram, num_samples, self.window_std, self.hop)
 
     def overlap_add(self, spectrogram: Complex[Array, "frames bins"]) -> Float[Array, " span"]:
         """Sum of the windowed inverse transforms of neighbouring frames: the numerator of `synthesise`.
@@ -152,9 +149,7 @@ class GaussianSTFT(eqx.Module):
 
         Raises ValueError for a wrong number of bins or no frame.
         """
-        if spectrogram.shape[1] != self.num_bins:
-            raise ValueError(f"spectrogram must have {self.num_bins} bins, got {spectrogram.shape[1]}")
-        self.span(spectrogram.shape[0])  # refuses an empty spectrogram
+        self._check(spectrogram)
         return _overlap_add_spectra(spectrogram, self.window_std, self.hop)
 
     def window_power(self, num_frames: int, dtype: DTypeLike = float) -> Float[Array, " span"]:
@@ -168,10 +163,17 @@ class GaussianSTFT(eqx.Module):
 
         Raises ValueError for no frame.
         """
-        self.span(num_frames)
+        self.span(num_frames)  # refuses an empty range
         return _window_power(num_frames, jnp.zeros((), dtype).dtype, self.window_std, self.hop)
 
+    def _check(self, spectrogram: Array):
+        if spectrogram.shape[1] != self.num_bins:
+            raise ValueError(f"spectrogram must have {self.num_bins} bins, got {spectrogram.shape[1]}")
+        if spectrogram.shape[0] < 1:
+            raise ValueError("spectrogram must have at least 1 frame, got 0")
 
+
+@jax.jit
 def normalise_overlap(
     numerator: Float[Array, " span"], power: Float[Array, " span"]
 ) -> Float[Array, " span"]:
@@ -237,6 +239,16 @@ def _analyse(samples: Array, first_frame: Array, num_frames: int, window_std: in
     overlap = n_fft - hop
     _, spectra = lax.scan(transform, span[:overlap], span[overlap:].reshape(-1, size * hop))
     return spectra.reshape(num_frames, -1)
+
+
+@partial(jax.jit, static_argnums=(1, 2, 3))
+def _synthesise(spectrogram: Array, num_samples: int, window_std: int, hop: int) -> Array:
+    numerator = _overlap_add_spectra(spectrogram, window_std, hop)
+    power = _window_power(spectrogram.shape[0], numerator.dtype, window_std, hop)
+    # Half a window precedes the centre of the first frame, which is the signal's first sample.
+    start = STDS_PER_FRAME * window_std // 2
+    samples = normalise_overlap(numerator, power)[start : start + num_samples]
+    return jnp.pad(samples, (0, num_samples - samples.shape[0]))
 
 
 @partial(jax.jit, static_argnums=(1, 2))

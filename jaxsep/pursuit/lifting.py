@@ -1,0 +1,96 @@
+"""The lifted least-squares loss of tones on the logarithmic axis, and its Gauss–Newton model."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from jaxsep.tones.axes import LogAxis
+from jaxsep.tones.rendering import add_windows, window_offsets
+
+__all__ = ["LiftedLoss", "power"]
+
+
+class LiftedLoss(eqx.Module):
+    """`L(θ) = ½ Σ_f ((Y_θ[f] + δ)^q − (y[f] + δ)^q)²`  (P1, sparse pursuit).
+
+    The concave lift makes quiet partials count.
+
+    **Arguments:** `axis`; `lift`, q in (0, 1]; `offset`, δ > 0 in the units of the spectra: 1e-7 of their
+    largest value, so spectra are best scaled to a peak of 1.
+    """
+
+    axis: LogAxis = LogAxis()
+    lift: float = eqx.field(static=True, default=0.5)
+    offset: float = eqx.field(static=True, default=1e-7)
+
+    def __check_init__(self):
+        if not 0 < self.lift <= 1 or not self.offset > 0:
+            raise ValueError(
+                f"LiftedLoss: expected 0 < lift <= 1 and offset > 0, got {self.lift} and {self.offset}"
+            )
+
+    def lifted(self, spectrum: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+        """`(spectrum + δ)^q`."""
+        return power(spectrum + self.offset, self.lift)
+
+    def model(
+        self, theta: Float[Array, "tones 4"], harmonics: Float[Array, "tones harmonics"]
+    ) -> Float[Array, " bins"]:
+        """Spectrum `Y_θ` of packed tones: rows (a^q, fundamental, width, inharmonicity)."""
+        unit, nearest = _unit_partials(self.axis, theta, harmonics)[:2]
+        values = power(theta[:, 0], 1 / self.lift)[:, None, None] * unit
+        return add_windows(values.reshape(-1, values.shape[-1]), nearest.reshape(-1), self.axis.num_bins)[0]
+
+    def normal_equations(
+        self,
+        theta: Float[Array, "tones 4"],
+        harmonics: Float[Array, "tones harmonics"],
+        target: Float[Array, " bins"],
+    ) -> tuple[Float[Array, ""], Float[Array, "parameters parameters"], Float[Array, " parameters"]]:
+        """`L`, `JᵀJ` and `Jᵀr` at packed tones, all from one evaluation of the partials.
+
+        The first parameter is a^q rather than a: the lifted spectrum of a single tone is linear in it.
+
+        **Arguments:** `theta`, rows as in `model`; `harmonics`, each tone's row of the dictionary;
+        `target`, the lifted spectrum to explain.
+        """
+        unit, nearest, scaled, by_inharmonicity = _unit_partials(self.axis, theta, harmonics)
+        slope = unit * scaled / theta[:, 2, None, None]
+        parts = (unit, slope, slope * scaled, slope * by_inharmonicity[..., None])
+        # One contiguous addition per derivative: four times as fast as one with all four interleaved.
+        add = jax.vmap(lambda values, at: add_windows(values, at, self.axis.num_bins)[0])
+        columns = jnp.stack([add(part, nearest) for part in parts], axis=1)  # [tones, 4, bins]
+
+        root = power(theta[:, 0], 1 / self.lift - 1)
+        amplitude = theta[:, 0] * root
+        scale = jnp.stack([root / self.lift, amplitude, amplitude, amplitude], axis=1)
+        model = jnp.sum(amplitude[:, None] * columns[:, 0], axis=0)
+        lifted = self.lifted(model)
+        residual = lifted - target
+        slope_of_lift = self.lift * lifted / (model + self.offset)
+        jacobian = (columns * scale[:, :, None] * slope_of_lift).reshape(-1, target.shape[0])
+        gram = jnp.einsum("if,jf->ij", jacobian, jnp.concatenate([jacobian, residual[None]]))
+        return 0.5 * jnp.sum(residual**2), gram[:, :-1], gram[:, -1]
+
+
+def power(x: Float[Array, "*shape"], exponent: float) -> Float[Array, "*shape"]:
+    """`x^exponent` for x ≥ 0, without the cost of a general power where it is not needed."""
+    if exponent == 1.0:
+        return x
+    if exponent == 0.5:
+        return jnp.sqrt(x)
+    if exponent == 2.0:
+        return x * x
+    return x**exponent
+
+
+def _unit_partials(axis, theta, harmonics):
+    """Windows of the partials of unit tones, their bins, distances / width, d position / d inharmonicity."""
+    num_harmonics = harmonics.shape[1]
+    position, _, by_inharmonicity = jax.vmap(lambda f, b: axis.partials(f, b, num_harmonics))(
+        theta[:, 1], theta[:, 3]
+    )
+    nearest = jnp.round(position).astype(jnp.int32)
+    scaled = ((nearest - position)[..., None] + window_offsets(theta.dtype)) / theta[:, 2, None, None]
+    return harmonics[..., None] * jnp.exp(-0.5 * scaled**2), nearest, scaled, by_inharmonicity
