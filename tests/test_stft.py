@@ -225,10 +225,9 @@ def test_synthesis_in_pieces_equals_the_whole(x64):
     np.testing.assert_allclose(samples, whole, rtol=1e-10, atol=1e-10)
 
 
-def test_jit_equals_eager_and_vmap_equals_a_loop(dtype):
+def test_jit_equals_eager_and_vmap_equals_a_loop(x64):
     stft = GaussianSTFT(window_std=4, hop=6)
-    batch = jnp.asarray(noise(3, 32), dtype)
-    tolerance = 20 * jnp.finfo(dtype).eps
+    batch = jnp.asarray(noise(3, 32))
 
     def filtered(samples):
         return stft.synthesise(stft.analyse(samples) * (1 + 1j), 32)
@@ -237,8 +236,8 @@ def test_jit_equals_eager_and_vmap_equals_a_loop(dtype):
         with jax.disable_jit():
             eager = function(batch[0])
         loop = jnp.stack([function(samples) for samples in batch])
-        assert relative_error(jax.jit(function)(batch[0]), eager) < tolerance
-        assert relative_error(jax.vmap(function)(batch), loop) < tolerance
+        assert relative_error(jax.jit(function)(batch[0]), eager) < 1e-14
+        assert relative_error(jax.vmap(function)(batch), loop) < 1e-14
 
 
 def test_gradients_match_finite_differences(x64):
@@ -300,10 +299,10 @@ def test_temporaries_do_not_grow_with_the_signal():
         return jax.jit(f).lower(*arguments).compile().memory_analysis().temp_size_in_bytes
 
     all_frames = spectra.shape[0] * stft.n_fft * 4
-    assert temporary_bytes(stft.analyse, samples) < all_frames / 5
-    assert temporary_bytes(stft.overlap_add, spectra) < all_frames / 5
-    assert temporary_bytes(pull_back(stft.analyse), samples, spectra) < 1.5 * all_frames  # weighted cotangent
-    assert temporary_bytes(pull_back(stft.overlap_add), spectra, spans) < 1.5 * all_frames
+    assert temporary_bytes(stft.analyse, samples) < all_frames / 10
+    assert temporary_bytes(stft.overlap_add, spectra) < all_frames / 10
+    assert temporary_bytes(pull_back(stft.analyse), samples, spectra) < all_frames / 10
+    assert temporary_bytes(pull_back(stft.overlap_add), spectra, spans) < all_frames / 10
 
 
 @pytest.mark.parametrize(

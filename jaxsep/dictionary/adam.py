@@ -1,0 +1,59 @@
+"""Adam with one second moment per instrument."""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Bool, Float, Int
+
+__all__ = ["InstrumentAdamState", "instrument_adam", "reset_instruments"]
+
+
+class InstrumentAdamState(NamedTuple):
+    """Moments of each instrument's gradient, and its number of steps since it was drawn."""
+
+    mean: Float[Array, "instruments harmonics"]
+    power: Float[Array, " instruments"]
+    steps: Int[Array, " instruments"]
+
+
+def instrument_adam(
+    learning_rate: float | Float[Array, ""],
+    decay_mean: float = 0.9,
+    decay_power: float = 0.999,
+    epsilon: float = 1e-8,
+) -> optax.GradientTransformation:
+    """Adam whose second moment is one number per instrument (P1, dictionary learning).
+
+    `v_i ← β₂ v_i + (1 − β₂) · mean_h g_{ih}²`: the relations between an instrument's harmonics survive the
+    normalisation. Bias is corrected with each instrument's own number of steps, so that an instrument
+    that was drawn anew (`reset_instruments`) starts afresh.
+    """
+
+    def init(harmonics):
+        return InstrumentAdamState(
+            mean=jnp.zeros_like(harmonics),
+            power=jnp.zeros_like(harmonics[:, 0]),
+            steps=jnp.zeros(harmonics.shape[0], jnp.int32),
+        )
+
+    def update(gradient, state, harmonics=None):
+        del harmonics
+        mean = decay_mean * state.mean + (1 - decay_mean) * gradient
+        power = decay_power * state.power + (1 - decay_power) * jnp.mean(gradient**2, axis=1)
+        steps = state.steps + 1
+        mean_hat = mean / (1 - decay_mean ** steps.astype(mean.dtype))[:, None]
+        power_hat = power / (1 - decay_power ** steps.astype(mean.dtype))
+        change = -learning_rate * mean_hat / (jnp.sqrt(power_hat)[:, None] + epsilon)
+        return change, InstrumentAdamState(mean, power, steps)
+
+    return optax.GradientTransformation(init, update)
+
+
+def reset_instruments(state: InstrumentAdamState, redrawn: Bool[Array, " instruments"]) -> InstrumentAdamState:
+    """The state in which the redrawn instruments have no history."""
+    return InstrumentAdamState(
+        mean=jnp.where(redrawn[:, None], 0, state.mean),
+        power=jnp.where(redrawn, 0, state.power),
+        steps=jnp.where(redrawn, 0, state.steps),
+    )

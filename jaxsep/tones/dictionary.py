@@ -1,0 +1,103 @@
+"""Dictionaries: the relative amplitudes of the harmonics of each instrument."""
+
+import io
+import json
+import os
+import tempfile
+import zipfile
+from pathlib import Path
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, PRNGKeyArray
+
+__all__ = ["NUM_HARMONICS", "Dictionary", "random_instruments"]
+
+#: Harmonics per instrument (P1).
+NUM_HARMONICS = 25
+
+_FORMAT = "jaxsep dictionary"
+_VERSION = 1
+
+
+class Dictionary(eqx.Module):
+    """What a method knows of the instruments, independent of pitch and loudness (P1, tone model).
+
+    `harmonics[i, h - 1]` is the relative amplitude of harmonic h of instrument i, in [0, 1].
+    """
+
+    harmonics: Float[Array, "instruments harmonics"]
+
+    @property
+    def num_instruments(self) -> int:
+        """Number of instruments."""
+        return self.harmonics.shape[0]
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Writes an `.npz` file of a JSON header and the array; the file appears whole or not at all."""
+        path = Path(path)
+        header = {"format": _FORMAT, "version": _VERSION, "arrays": ["harmonics"]}
+        content = io.BytesIO()
+        np.savez(content, header=np.array(json.dumps(header)), harmonics=np.asarray(self.harmonics))
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(content.getvalue())
+            os.replace(temporary, path)
+        except BaseException:
+            os.unlink(temporary)
+            raise
+
+    @classmethod
+    def load(cls, path: str | os.PathLike) -> "Dictionary":
+        """Reads what `save` wrote, in float32.
+
+        **Raises:** `ValueError` with one sentence if the file is missing, not a dictionary, of another
+        version or shape, or holds values that are not in [0, 1].
+        """
+        path = Path(path)
+        try:
+            with np.load(path, allow_pickle=False) as content:
+                header = json.loads(str(content["header"]))
+                harmonics = content["harmonics"]
+        except FileNotFoundError:
+            raise ValueError(f"dictionary: there is no file {path}") from None
+        except (OSError, ValueError, KeyError, EOFError, AttributeError, TypeError, zipfile.BadZipFile):
+            raise ValueError(f"dictionary: {path} is not a dictionary written by jaxsep") from None
+        if not isinstance(header, dict) or header.get("format") != _FORMAT:
+            raise ValueError(f"dictionary: {path} is not a dictionary written by jaxsep")
+        if header.get("version") != _VERSION:
+            raise ValueError(
+                f"dictionary: expected version {_VERSION} in {path}, got {header.get('version')!r}"
+            )
+        _check(harmonics, path)
+        return cls(jnp.asarray(harmonics, jnp.float32))
+
+
+def _check(harmonics, path):
+    if harmonics.ndim != 2 or 0 in harmonics.shape or harmonics.dtype.kind != "f":
+        raise ValueError(
+            f"dictionary: expected real harmonics [instruments, harmonics] in {path}, "
+            f"got {harmonics.dtype} of shape {harmonics.shape}"
+        )
+    if not np.all((harmonics >= 0) & (harmonics <= 1)) or not np.all(harmonics.max(axis=1) > 0):
+        raise ValueError(f"dictionary: expected values in [0, 1], some above 0 in each row, in {path}")
+
+
+def random_instruments(
+    num_instruments: int, num_harmonics: int = NUM_HARMONICS, dtype=jnp.float32, *, key: PRNGKeyArray
+) -> Float[Array, "instruments harmonics"]:
+    """Random dictionary rows `h^-e · u_h`, divided by their largest entry (P1, dictionary learning).
+
+    The decay e is Pareto distributed with shape ½, shifted to begin at 0, and u_h uniform on [0, 1].
+    """
+    decay_key, harmonic_key = jax.random.split(key)
+    decay = jax.random.pareto(decay_key, 0.5, (num_instruments, 1), dtype) - 1
+    number = jnp.arange(1, num_harmonics + 1, dtype=dtype)
+    # A very steep decay would underflow; beyond 2^-100 it is a pure tone all the same.
+    rows = number ** -jnp.minimum(decay, 100.0) * jax.random.uniform(
+        harmonic_key, (num_instruments, num_harmonics), dtype
+    )
+    return rows / jnp.max(rows, axis=1, keepdims=True)

@@ -1,0 +1,232 @@
+"""Ratio masks and the Griffin–Lim iteration."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.test_util import check_grads
+
+from jaxsep.signal.masks import griffin_lim, ratio_masks
+from jaxsep.signal.stft import GaussianSTFT
+
+STFT = GaussianSTFT(window_std=8, hop=6)
+NUM_SAMPLES = 175  # 30 frames
+
+
+@pytest.fixture(params=["float32", "float64"])
+def dtype(request):
+    with jax.enable_x64(request.param == "float64"):
+        yield np.dtype(request.param)
+
+
+@pytest.fixture
+def x64():
+    with jax.enable_x64(True):
+        yield
+
+
+def noise(*shape, seed=0):
+    return np.random.default_rng(seed).standard_normal(shape)
+
+
+def magnitudes_with_silence():
+    """Three instruments over (frames, bins), with bins where some or all models or the mixture are zero."""
+    magnitudes, mixture = np.abs(noise(3, 4, 6)), np.abs(noise(4, 6, seed=1))
+    magnitudes[:, 0, :3] = 0
+    magnitudes[1, 1] = 0
+    mixture[0, 0] = mixture[2, 2] = 0
+    return magnitudes, mixture
+
+
+def test_masks_are_the_ratio_and_sum_to_one(dtype):
+    magnitudes, mixture = magnitudes_with_silence()
+    masks = ratio_masks(jnp.asarray(magnitudes, dtype), jnp.asarray(mixture, dtype), share=0.01)
+    assert masks.dtype == dtype
+    shared = 0.01 * mixture
+    heard = magnitudes.sum(0) + shared > 0
+    expected = ((magnitudes + shared / 3) / np.where(heard, magnitudes.sum(0) + shared, 1))[:, heard]
+    np.testing.assert_allclose(masks[:, heard], expected, rtol=10 * jnp.finfo(dtype).eps)
+    np.testing.assert_allclose(masks[:, ~heard], 1 / 3, rtol=jnp.finfo(dtype).eps)
+    np.testing.assert_allclose(np.sum(masks, axis=0), 1, rtol=4 * jnp.finfo(dtype).eps)
+    assert np.sum(~heard) == 1
+
+
+def test_without_a_share_unexplained_energy_is_dropped(dtype):
+    magnitudes, mixture = magnitudes_with_silence()
+    masks = np.asarray(ratio_masks(jnp.asarray(magnitudes, dtype), jnp.asarray(mixture, dtype), share=0.0))
+    played = magnitudes.sum(0) > 0
+    np.testing.assert_allclose(
+        masks[:, played], (magnitudes / magnitudes.sum(0).clip(1e-9))[:, played], rtol=1e-5
+    )
+    assert np.all(masks[:, ~played] == 0)
+    assert np.sum(~played) == 3
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-12, 1e-25, 1e-38, 1e-44, 0.0])
+@pytest.mark.parametrize("share", [0.0, 1e-4])
+def test_masks_and_gradients_are_finite_down_to_silence(dtype, scale, share):
+    magnitudes, mixture = (jnp.asarray(scale * x, dtype) for x in magnitudes_with_silence())
+
+    def weighted(magnitudes, mixture, share):
+        masks = ratio_masks(magnitudes, mixture, share=share)
+        return jnp.sum(masks * jnp.arange(1.0, 4.0, dtype=dtype)[:, None, None]), masks
+
+    arguments = (magnitudes, mixture, jnp.asarray(share, dtype))
+    (_, masks), gradients = jax.value_and_grad(weighted, argnums=(0, 1, 2), has_aux=True)(*arguments)
+    assert np.all((masks >= 0) & (masks <= 1))
+    total = np.sum(masks, axis=0)
+    assert np.all((np.abs(total - 1) < 1e-6) | ((share == 0) & (total == 0)))
+    for gradient in gradients:
+        assert np.all(np.isfinite(gradient))
+
+
+def test_share_can_vary_without_retracing():
+    magnitudes, mixture = (jnp.asarray(x, jnp.float32) for x in magnitudes_with_silence())
+    traces = 0
+
+    @jax.jit
+    def masked(share):
+        nonlocal traces
+        traces += 1
+        return ratio_masks(magnitudes, mixture, share=share)
+
+    results = [masked(jnp.asarray(share)) for share in (0.0, 1e-4, 0.5)]
+    assert traces == 1
+    for share, result in zip((0.0, 1e-4, 0.5), results, strict=True):
+        np.testing.assert_allclose(result, ratio_masks(magnitudes, mixture, share=share), rtol=1e-6)
+    assert not np.allclose(results[0], results[2])
+
+
+def test_masks_under_vmap(dtype):
+    magnitudes, mixture = (jnp.asarray(x, dtype) for x in magnitudes_with_silence())
+    by_frame = jax.vmap(ratio_masks, in_axes=(1, 0), out_axes=1)(magnitudes, mixture)
+    np.testing.assert_allclose(by_frame, ratio_masks(magnitudes, mixture), rtol=10 * jnp.finfo(dtype).eps)
+
+
+def test_mask_gradients_match_finite_differences(x64):
+    magnitudes, mixture = 0.1 + np.abs(noise(3, 5)), 0.1 + np.abs(noise(5, seed=1))
+
+    def masked(magnitudes, mixture, share):
+        return ratio_masks(jnp.asarray(magnitudes), jnp.asarray(mixture), share=jnp.asarray(share))
+
+    check_grads(masked, (magnitudes, mixture, np.array(0.1)), order=2, modes=("fwd", "rev"), rtol=1e-4)
+
+
+def example(dtype):
+    """A consistent spectrogram, and magnitudes that belong to no signal."""
+    mixture = STFT.analyse(jnp.asarray(noise(NUM_SAMPLES), dtype))
+    wanted = jnp.asarray(np.abs(noise(*mixture.shape, seed=3)), dtype) * jnp.abs(mixture)
+    return mixture, wanted
+
+
+def test_one_iteration_is_the_inverse_with_the_given_phase(dtype):
+    mixture, wanted = example(dtype)
+    phase = np.exp(1j * np.angle(np.asarray(mixture, complex)))
+    spectrogram = jnp.asarray(np.asarray(wanted) * phase, mixture.dtype)
+    expected = STFT.synthesise(spectrogram, NUM_SAMPLES)
+    samples = griffin_lim(STFT, wanted, mixture, NUM_SAMPLES)
+    assert samples.dtype == dtype
+    np.testing.assert_allclose(samples, expected, atol=50 * jnp.finfo(dtype).eps * np.max(np.abs(expected)))
+
+
+def test_a_signal_is_its_own_fixed_point(dtype):
+    samples = jnp.asarray(noise(NUM_SAMPLES), dtype)
+    mixture = STFT.analyse(samples)
+    restored = griffin_lim(STFT, jnp.abs(mixture), mixture, NUM_SAMPLES, num_iterations=4)
+    np.testing.assert_allclose(restored, samples, atol=1e3 * jnp.finfo(dtype).eps)
+
+
+def test_iterations_bring_the_magnitudes_closer(x64):
+    mixture, wanted = example(np.float64)
+    weights = np.full(STFT.num_bins, 2.0)
+    weights[[0, -1]] = 1  # the distance that the inverse minimises
+
+    def distance(num_iterations):
+        samples = griffin_lim(STFT, wanted, mixture, NUM_SAMPLES, num_iterations=num_iterations)
+        return float(jnp.sum(weights * (jnp.abs(STFT.analyse(samples)) - wanted) ** 2))
+
+    distances = [distance(n) for n in (1, 2, 3, 10, 40)]
+    assert all(later < earlier for earlier, later in zip(distances, distances[1:], strict=False))
+    assert distances[-1] < 0.8 * distances[0]
+
+
+def test_iterations_follow_the_plain_loop(x64):
+    mixture, wanted = example(np.float64)
+    spectrogram = np.asarray(mixture)
+    for _ in range(3):
+        samples = STFT.synthesise(jnp.asarray(wanted * spectrogram / np.abs(spectrogram)), NUM_SAMPLES)
+        spectrogram = np.asarray(STFT.analyse(samples))
+    actual = griffin_lim(STFT, wanted, mixture, NUM_SAMPLES, num_iterations=3)
+    np.testing.assert_allclose(actual, samples, atol=1e-10)
+
+
+def test_griffin_lim_jit_and_vmap(x64):
+    mixture, wanted = example(np.float64)
+
+    def restore(wanted, mixture):
+        return griffin_lim(STFT, wanted, mixture, NUM_SAMPLES, num_iterations=2)
+
+    plain = restore(wanted, mixture)
+    np.testing.assert_allclose(jax.jit(restore)(wanted, mixture), plain, atol=1e-12)
+    mixtures = jnp.stack([mixture, 1j * mixture])
+    batched = jax.vmap(restore, in_axes=(None, 0))(wanted, mixtures)
+    np.testing.assert_allclose(batched[0], plain, atol=1e-12)
+    np.testing.assert_allclose(batched[1], restore(wanted, mixtures[1]), atol=1e-12)
+
+
+def test_griffin_lim_gradient_matches_finite_differences(x64):
+    stft = GaussianSTFT(window_std=3, hop=4)
+    mixture = stft.analyse(jnp.asarray(noise(29)))
+
+    def loss(wanted):
+        samples = griffin_lim(stft, jnp.asarray(wanted), mixture, 29, num_iterations=2)
+        return jnp.sum(jnp.sin(samples))
+
+    wanted = 0.5 * np.abs(np.asarray(mixture)) + 0.01
+    check_grads(jax.jit(loss), (wanted,), order=1, modes=("fwd", "rev"), rtol=1e-3, eps=1e-6)
+
+
+def test_silence_gives_silence_with_finite_gradients(dtype):
+    mixture, wanted = example(dtype)
+    nothing = jnp.zeros_like(wanted)
+
+    def loss(wanted, mixture):
+        return jnp.sum(griffin_lim(STFT, wanted, mixture, NUM_SAMPLES, num_iterations=2) ** 2)
+
+    silent = griffin_lim(STFT, nothing, mixture, NUM_SAMPLES, num_iterations=2)
+    assert np.all(silent == 0)
+    for magnitudes, spectrogram in ((nothing, mixture), (wanted, 0 * mixture), (nothing, 0 * mixture)):
+        value, gradients = jax.value_and_grad(loss, argnums=(0, 1))(magnitudes, spectrogram)
+        assert np.isfinite(value)
+        assert all(np.all(np.isfinite(gradient)) for gradient in gradients)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (
+            lambda: ratio_masks(jnp.ones((2, 3)), jnp.ones(4)),
+            r"shape \(instruments, \*\(4,\)\).*got \(2, 3\)",
+        ),
+        (lambda: ratio_masks(jnp.ones((0, 4)), jnp.ones(4)), r"at least 1 instrument, got \(0, 4\)"),
+        (
+            lambda: ratio_masks(jnp.ones((2, 4)), jnp.ones(4), share=-0.1),
+            "share must not be negative, got -0.1",
+        ),
+        (
+            lambda: griffin_lim(STFT, jnp.ones((3, 49)), jnp.ones((3, 49), complex), 9, num_iterations=0),
+            "num_iterations must be at least 1, got 0",
+        ),
+        (
+            lambda: griffin_lim(STFT, jnp.ones((3, 49)), jnp.ones((2, 49), complex), 9),
+            r"initial must have the shape \(3, 49\) of magnitudes, got \(2, 49\)",
+        ),
+        (
+            lambda: griffin_lim(STFT, jnp.ones((3, 9)), jnp.ones((3, 9), complex), 9),
+            "must have 49 bins, got 9",
+        ),
+    ],
+)
+def test_errors_name_argument_expected_and_got(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
