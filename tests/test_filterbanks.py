@@ -12,7 +12,7 @@ from jaxsep.signal.stft import GaussianSTFT
 
 SINUSOID_STD = 6 / np.pi
 RATE = 2000.0
-AXIS = {"num_bins": 150, "f_min": 40.0, "f_max": 900.0}
+AXIS = {"num_bins": 150, "f_min": 40.0, "f_max": 780.0}
 
 
 @pytest.fixture(params=["float32", "float64"])
@@ -45,10 +45,10 @@ def constant_q_of(samples):
 
 def sinusoid_magnitudes(frequency, amplitude=1.0):
     """STFT magnitudes of a stationary sinusoid, and the transform."""
-    stft = GaussianSTFT(window_std=64, hop=512)
+    stft = GaussianSTFT(window_std=64, hop=256)
     time = np.arange(2000)
     samples = amplitude * np.cos(2 * np.pi * frequency / RATE * time + 1)
-    return jnp.abs(stft.analyse(jnp.asarray(samples), first_frame=2, num_frames=1)), stft
+    return jnp.abs(stft.analyse(jnp.asarray(samples), first_frame=4, num_frames=1)), stft
 
 
 def peak_of_parabola(values):
@@ -72,8 +72,8 @@ def test_mel_is_the_sum_over_all_linear_bins(dtype):
     hz_per_bin = RATE / (2 * (num_linear - 1))
     expected = np.zeros((3, AXIS["num_bins"]))
     for j in range(AXIS["num_bins"]):
-        centre = 40 * (900 / 40) ** (j / 150) / hz_per_bin
-        std = SINUSOID_STD * max(1, centre / (150 / np.log(900 / 40)))
+        centre = 40 * (780 / 40) ** (j / 150) / hz_per_bin
+        std = SINUSOID_STD * max(1, centre / (150 / np.log(780 / 40)))
         height = np.sqrt(SINUSOID_STD**2 + std**2) / (SINUSOID_STD * np.sqrt(2 * np.pi) * std)
         expected[:, j] = magnitudes @ (height * np.exp(-((np.arange(num_linear) - centre) ** 2) / 2 / std**2))
     actual = mel_of(jnp.asarray(magnitudes, dtype))
@@ -96,8 +96,8 @@ def test_mel_keeps_the_peak_of_a_sinusoid(x64, bin_index):
     assert peak_of_parabola(spectrum)[1] == pytest.approx(smeared * bins_per_log / centre, rel=0.1)
 
 
-def test_mel_above_half_the_sample_rate_is_empty(dtype):
-    magnitudes = jnp.asarray(np.abs(noise(2, 385)), dtype)
+def test_mel_above_half_the_sample_rate_is_empty():
+    magnitudes = jnp.asarray(np.abs(noise(2, 385)), jnp.float32)
     spectrum = mel_spectrogram(magnitudes, sample_rate=RATE, num_bins=200, f_min=100.0, f_max=10_000.0)
     frequencies = log_frequencies(200, 100.0, 10_000.0)
     assert np.all(spectrum[:, frequencies < 900] > 0)
@@ -119,7 +119,7 @@ def test_mel_at_the_published_size():
 @pytest.mark.parametrize("num_samples", [1, 40, 701])
 def test_constant_q_is_the_windowed_fourier_sum(dtype, num_samples):
     samples = noise(num_samples)
-    relative_std = SINUSOID_STD * np.log(900 / 40) / 150
+    relative_std = SINUSOID_STD * np.log(780 / 40) / 150
     num_frames = 1 + int(np.ceil((num_samples - 1) / 24))
     seconds = (np.arange(num_samples) - 24 * np.arange(num_frames)[:, None]) / RATE
     expected = []
@@ -130,7 +130,7 @@ def test_constant_q_is_the_windowed_fourier_sum(dtype, num_samples):
     actual = constant_q_of(jnp.asarray(samples, dtype))
     assert actual.dtype == dtype
     assert actual.shape == (num_frames, 150)
-    # The sum also sees negative frequencies and those above half the rate: 1e-9 for this axis, and the cut.
+    # The windows of the sum see a little of negative frequencies and of those above half the rate.
     assert relative_error(actual, np.array(expected).T) < (1e-5 if dtype == np.float32 else 1e-6)
 
 
@@ -139,7 +139,7 @@ def test_constant_q_of_a_sinusoid_is_a_gaussian_on_the_log_axis(x64):
     samples = jnp.asarray(amplitude * np.cos(2 * np.pi * frequency / RATE * np.arange(4000)))
     spectrum = np.asarray(constant_q_of(samples))[80]
     position, std = peak_of_parabola(spectrum)
-    assert position == pytest.approx(150 * np.log(310 / 40) / np.log(900 / 40), abs=0.2)
+    assert position == pytest.approx(150 * np.log(310 / 40) / np.log(780 / 40), abs=0.2)
     assert std == pytest.approx(SINUSOID_STD, rel=0.05)
     assert np.max(spectrum) == pytest.approx(amplitude / 2, rel=0.04)
     exact = constant_q_spectrogram(samples, sample_rate=RATE, hop=24, num_bins=1, f_min=310.0, f_max=312.0)
@@ -154,22 +154,19 @@ def test_constant_q_width_is_an_option(x64):
 
 def test_constant_q_has_the_frames_of_the_stft():
     for num_samples in (1, 240, 241, 242):
-        frames = constant_q_of(jnp.ones(num_samples)).shape[0]
-        assert frames == GaussianSTFT(window_std=64, hop=24).num_frames(num_samples)
+        spectrogram = jax.eval_shape(constant_q_of, jax.ShapeDtypeStruct((num_samples,), jnp.float32))
+        assert spectrogram.shape[0] == GaussianSTFT(window_std=64, hop=24).num_frames(num_samples)
 
 
 @pytest.mark.parametrize(("transform", "shape"), [(mel_of, (4, 193)), (constant_q_of, (200,))])
-def test_jit_vmap_and_dtype(dtype, transform, shape):
-    batch = jnp.asarray(np.abs(noise(3, *shape)), dtype)
-    tolerance = 50 * jnp.finfo(dtype).eps
+def test_vmap_equals_a_loop(transform, shape):
+    batch = jnp.asarray(np.abs(noise(2, *shape)), jnp.float32)
     loop = jnp.stack([transform(element) for element in batch])
-    assert loop.dtype == dtype
-    assert relative_error(jax.jit(transform)(batch[0]), loop[0]) < tolerance
-    assert relative_error(jax.vmap(transform)(batch), loop) < tolerance
+    assert relative_error(jax.vmap(transform)(batch), loop) < 1e-5
 
 
 def test_jit_equals_eager(x64):
-    few = {"sample_rate": RATE, "num_bins": 5, "f_min": 100.0, "f_max": 500.0}
+    few = {"sample_rate": RATE, "num_bins": 3, "f_min": 100.0, "f_max": 500.0}
     magnitudes, samples = jnp.asarray(np.abs(noise(2, 97))), jnp.asarray(noise(100))
     with jax.disable_jit():
         mel = mel_spectrogram(magnitudes, **few)
@@ -187,10 +184,11 @@ def test_gradients_match_finite_differences(x64, transform, shape):
 
 
 @pytest.mark.parametrize(("transform", "shape"), [(mel_of, (2, 97)), (constant_q_of, (60,))])
-def test_silence_gives_zeros_and_finite_gradients(dtype, transform, shape):
-    silence = jnp.zeros(shape, dtype)
-    assert np.all(transform(silence) == 0)
-    assert np.all(np.isfinite(jax.grad(lambda inputs: jnp.sum(transform(inputs)))(silence)))
+def test_silence_gives_zeros_and_finite_gradients(transform, shape):
+    silence = jnp.zeros(shape, jnp.float32)
+    total, gradient = jax.jit(jax.value_and_grad(lambda inputs: jnp.sum(transform(inputs))))(silence)
+    assert total == 0  # a sum of nonnegative numbers
+    assert np.all(np.isfinite(gradient))
 
 
 @pytest.mark.parametrize(

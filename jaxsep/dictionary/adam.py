@@ -50,7 +50,9 @@ def instrument_adam(
     return optax.GradientTransformation(init, update)
 
 
-def reset_instruments(state: InstrumentAdamState, redrawn: Bool[Array, " instruments"]) -> InstrumentAdamState:
+def reset_instruments(
+    state: InstrumentAdamState, redrawn: Bool[Array, " instruments"]
+) -> InstrumentAdamState:
     """The state in which the redrawn instruments have no history."""
     return InstrumentAdamState(
         mean=jnp.where(redrawn[:, None], 0, state.mean),

@@ -4,7 +4,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from jaxsep.dictionary.adam import InstrumentAdamState, instrument_adam, reset_instruments
 from jaxsep.pursuit.lifting import LiftedLoss
@@ -28,15 +28,24 @@ class LearnerState(eqx.Module):
 class DictionaryLearner(eqx.Module):
     """Stochastic dictionary learning with a surplus of candidates (P1, dictionary learning).
 
-    Each call pursues a minibatch of frames with the dictionary as it is and then takes `descents` steps of the
-    modified Adam on the mean loss at the tones found. Every `lifetime` calls the half of the candidates
-    with the smallest average amplitude is drawn anew, and so is the weaker of two candidates that have
-    become the same instrument.
+    Each call pursues a minibatch of frames with the dictionary as it is and then takes `descents` steps of
+    the modified Adam on the mean loss at the tones found. Every `lifetime` calls the half of the
+    candidates with the smallest average amplitude is drawn anew; the weaker of two candidates that have
+    become the same instrument counts as the smallest.
 
-    **Arguments:** `pursuit`; `num_instruments` to find; `surplus`, candidates per instrument; `batch`, frames
-    per call; `descents`; `calls` with all candidates; `polish`, calls with the survivors alone, at a
-    learning rate that falls by `cooling`; `lifetimes`, renewals during `calls`; `learning_rate`;
-    `duplicate`, the similarity above which two candidates count as one.
+    Arguments:
+        pursuit: finds the tones of each minibatch.
+        num_instruments: instruments to end with.
+        surplus: candidates per instrument.
+        num_harmonics: harmonics per instrument.
+        batch: frames per call.
+        descents: steps of the modified Adam per call.
+        calls: calls with all candidates.
+        polish: calls with the survivors alone, at a learning rate that falls to `cooling` of what it was.
+        lifetimes: number of lifetimes in `calls`.
+        learning_rate: of the modified Adam.
+        cooling: factor on the learning rate at the last call.
+        duplicate: `similarity` above which two candidates count as one.
     """
 
     pursuit: TonePursuit = TonePursuit()
@@ -98,7 +107,7 @@ class DictionaryLearner(eqx.Module):
 
     @eqx.filter_jit
     def renew(self, state: LearnerState, *, key: PRNGKeyArray) -> LearnerState:
-        """Draws the weaker half of the candidates anew, and the weaker ones of duplicates."""
+        """Draws the weaker half of the candidates anew, duplicates first."""
         rank = self._rank(state)
         redrawn = rank >= state.age.shape[0] // 2
         rows = random_instruments(*state.harmonics.shape, state.harmonics.dtype, key=key)

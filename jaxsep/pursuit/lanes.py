@@ -11,7 +11,7 @@ __all__ = ["default_lanes", "map_lanes", "queue", "run_lanes"]
 
 def default_lanes(num_problems: int) -> int:
     """How many problems to iterate at once: few on a CPU, whose caches hold few; all on an accelerator."""
-    return min(num_problems, 16 if jax.default_backend() == "cpu" else 4096)
+    return min(num_problems, 8 if jax.default_backend() == "cpu" else 4096)
 
 
 def run_lanes(
@@ -30,10 +30,15 @@ def run_lanes(
     stores the result and takes the next problem in the same iteration, so that all lanes stay busy until
     the queue is empty.
 
-    **Arguments:** `start(i)` the first state of problem i; `step(i, state)` one iteration;
-    `done(i, state)` a boolean; `finish(state)` the result; `order`, `count` the queue; `results` arrays
-    `[problems, ...]` that hold the results of all problems and keep those outside the queue;
-    `num_lanes` how many problems to iterate at once.
+    Arguments:
+        start: `start(i)` is the first state of problem i.
+        step: `step(i, state)` is one iteration.
+        done: `done(i, state)` tells whether problem i has ended.
+        finish: `finish(state)` is its result.
+        order: problems in the order of the queue.
+        count: how many of them to solve.
+        results: arrays `[problems, ...]` that take up the results; problems outside the queue keep theirs.
+        num_lanes: problems iterated at once.
     """
     num_problems = order.shape[0]
     count = jnp.asarray(count, jnp.int32)

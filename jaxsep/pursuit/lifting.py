@@ -16,8 +16,10 @@ class LiftedLoss(eqx.Module):
 
     The concave lift makes quiet partials count.
 
-    **Arguments:** `axis`; `lift`, q in (0, 1]; `offset`, δ > 0 in the units of the spectra: 1e-7 of their
-    largest value, so spectra are best scaled to a peak of 1.
+    Arguments:
+        axis: of the spectra.
+        lift: q in (0, 1].
+        offset: δ > 0 in the units of the spectra; the default belongs to spectra scaled to a peak of 1.
     """
 
     axis: LogAxis = LogAxis()
@@ -52,8 +54,10 @@ class LiftedLoss(eqx.Module):
 
         The first parameter is a^q rather than a: the lifted spectrum of a single tone is linear in it.
 
-        **Arguments:** `theta`, rows as in `model`; `harmonics`, each tone's row of the dictionary;
-        `target`, the lifted spectrum to explain.
+        Arguments:
+            theta: rows as in `model`.
+            harmonics: each tone's row of the dictionary.
+            target: the lifted spectrum to explain.
         """
         unit, nearest, scaled, by_inharmonicity = _unit_partials(self.axis, theta, harmonics)
         slope = unit * scaled / theta[:, 2, None, None]

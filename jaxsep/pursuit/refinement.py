@@ -25,16 +25,18 @@ class Refined(eqx.Module):
 class LevenbergMarquardt(eqx.Module):
     """A projected Levenberg–Marquardt method for a few tones, one evaluation of the model per step.
 
-    With the damping λ of each step, `(JᵀJ + λ diag JᵀJ) d = −Jᵀr` is solved over the free parameters (those at
-    a bound with a gradient that points outwards are held), the step is clipped to the bounds, and kept when
+    `(JᵀJ + λ diag JᵀJ) d = −Jᵀr`, with the damping λ, is solved over the free parameters (those at a bound
+    with a gradient that points outwards are held), the step is clipped to the bounds, and kept when
     the loss drops. The damping is relative to each parameter's own curvature and nothing is added that
     would tie parameters of different scale together: an absolute floor slows convergence tenfold.
 
-    **Arguments:** `tolerance`, the relative decrease of the loss at which it ends; `max_steps`, evaluations
-    of one minimisation; `damping`, λ of the first step (a smaller one can jump to another basin).
+    Arguments:
+        tolerance: relative decrease of the loss at which a minimisation ends.
+        damping: λ of the first step; a smaller one can jump to another basin.
+        max_steps: evaluations of one minimisation at most.
     """
 
-    tolerance: float | Float[Array, ""] = 1e-4
+    tolerance: float | Float[Array, ""] = 1e-5
     damping: float | Float[Array, ""] = 1.0
     max_steps: int = eqx.field(static=True, default=60)
 
@@ -90,7 +92,9 @@ def step_descent(
     tiny = jnp.finfo(loss.dtype).tiny
 
     gain = fall / jnp.maximum(state.predicted, tiny)
-    shrink = jnp.maximum(state.damping * jnp.maximum(1 / 3, 1 - (2 * gain - 1) ** 3), 4 * jnp.finfo(loss.dtype).eps)
+    shrink = jnp.maximum(
+        state.damping * jnp.maximum(1 / 3, 1 - (2 * gain - 1) ** 3), 4 * jnp.finfo(loss.dtype).eps
+    )
     damping = jnp.where(better, shrink, state.damping * state.growth)
     damping = jnp.where(first, state.damping, damping)
     growth = jnp.where(better, 2.0, 2 * state.growth)
@@ -201,13 +205,19 @@ def refine(
 ) -> Refined:
     """Minimises the lifted loss of every frame over the parameters of its tones (P1, sparse pursuit).
 
-    **Arguments:** `spectra`, nonnegative, peak about 1; `tones`, the starting point, `[frames, tones]`;
-    `tones_per_instrument`: if given, tones beyond so many per instrument are dropped at the minimum, the
-    quietest first, and the rest is refined again; `frames`: which frames to refine (the others keep their
-    tones, with infinite loss); `goal`: the descent of a frame ends early once it clearly cannot get
-    below; `num_lanes`: frames iterated at once.
+    Arguments:
+        spectra: nonnegative, peak about 1.
+        tones: the starting point, `[frames, tones]`.
+        dictionary: relative amplitudes of the harmonics.
+        objective: the lifted loss and its axis.
+        solver: how to minimise.
+        tones_per_instrument: if given, tones beyond so many per instrument are dropped at the minimum, the
+            quietest first, and the rest is refined again.
+        frames: which frames to refine; the others keep their tones, with infinite loss.
+        goal: the descent of a frame ends early once it clearly cannot get below this loss.
+        num_lanes: frames iterated at once (default: what suits the platform).
 
-    **Returns:** tones at which the loss is not above that of the start (of what pruning left, if it took
+    Returns: tones at which the loss is not above that of the start (of what pruning left, if it took
     tones away), the loss, and the number of evaluations.
     """
     num_frames = spectra.shape[0]
@@ -242,7 +252,12 @@ def refine(
     def finish(job):
         return job.descent.theta, job.active, job.descent.loss, job.spent + job.descent.steps
 
-    blank = (theta, tones.active, jnp.full(num_frames, jnp.inf, theta.dtype), jnp.zeros(num_frames, jnp.int32))
+    blank = (
+        theta,
+        tones.active,
+        jnp.full(num_frames, jnp.inf, theta.dtype),
+        jnp.zeros(num_frames, jnp.int32),
+    )
     lanes = default_lanes(num_frames) if num_lanes is None else min(num_lanes, num_frames)
     theta, active, loss, steps = run_lanes(
         start,

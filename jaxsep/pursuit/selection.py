@@ -22,9 +22,7 @@ class PatternBank(eqx.Module):
     num_bins: int = eqx.field(static=True)
 
     @classmethod
-    def build(
-        cls, dictionary: Float[Array, "instruments harmonics"], objective: LiftedLoss
-    ) -> "PatternBank":
+    def build(cls, dictionary: Float[Array, "instruments harmonics"], objective: LiftedLoss) -> "PatternBank":
         """The patterns of a dictionary; an instrument without any harmonic never correlates."""
         axis, dtype = objective.axis, dictionary.dtype
         offsets = window_offsets(dtype)

@@ -47,11 +47,15 @@ class TonePursuit(eqx.Module):
     quietest beyond `tones_per_instrument` are dropped and the rest refined again; the round counts when the
     residual's norm falls below `improvement` times what it was, and else the frame is finished.
 
-    Frames run side by side in lanes that never wait for each other. In round k a frame has at most k tones, so
-    early rounds evaluate no empty slots.
+    Frames run side by side in lanes that never wait for each other. In round k a frame has at most k tones,
+    so early rounds evaluate few empty slots.
 
-    **Arguments:** `objective`, the lifted loss and its axis; `tones_per_instrument` ≥ 1; `improvement`, β of
-    P1, in (0, 1]; `solver`; `num_lanes`, frames iterated at once (default: what suits the platform).
+    Arguments:
+        objective: the lifted loss and its axis.
+        tones_per_instrument: tones that each instrument may play at a time, at least 1.
+        improvement: β of P1, in (0, 1].
+        solver: how the tones are refined.
+        num_lanes: frames iterated at once (default: what suits the platform).
     """
 
     objective: LiftedLoss = LiftedLoss()
@@ -69,12 +73,18 @@ class TonePursuit(eqx.Module):
     ) -> PursuitResult:
         """Tones of each frame.
 
-        **Arguments:** `spectra`, nonnegative log-frequency magnitudes with a peak about 1 over the recording;
-        `dictionary`, relative amplitudes of the harmonics in [0, 1].
+        Arguments:
+            spectra: nonnegative log-frequency magnitudes with a peak about 1 over the recording.
+            dictionary: relative amplitudes of the harmonics, in [0, 1].
+
+        Returns: the tones with the loss of each frame. A frame that is not finite has no tones and says so
+        in its outcome.
+
+        Raises: `ValueError` if the number of bins is not the axis's.
         """
         if spectra.shape[1] != self.objective.axis.num_bins:
             raise ValueError(
-                f"spectra: expected {self.objective.axis.num_bins} bins as the axis has, got {spectra.shape[1]}"
+                f"spectra: expected {self.objective.axis.num_bins} bins, got {spectra.shape[1]}"
             )
         dictionary = dictionary.astype(spectra.dtype)
         finite = jnp.all(jnp.isfinite(spectra), axis=1)

@@ -15,7 +15,9 @@ class LinearAxis(eqx.Module):
     A tone's fundamental is its natural fundamental `f_0` in bins; partial h is at
     `f_0 · h · sqrt(1 + b h²)` (P1, tone model).
 
-    **Arguments:** `num_bins`; `resolution`, the spacing in Hz (`sample_rate / n_fft` for an STFT).
+    Arguments:
+        num_bins: number of bins.
+        resolution: their spacing in Hz (`sample_rate / n_fft` for an STFT).
     """
 
     num_bins: int = eqx.field(static=True)
@@ -51,7 +53,10 @@ class LogAxis(eqx.Module):
     Changing a tone's pitch shifts its pattern and leaves the shape alone: with
     `c = num_bins / ln(f_max / f_min)`, partial h is at `μ + c·(ln h + ½ ln(1 + b h²))` (P1, tone model).
 
-    **Arguments:** `num_bins`; `f_min` and `f_max` in Hz (ten octaves by default, as in P1).
+    Arguments:
+        num_bins: number of bins.
+        f_min: frequency of bin 0 in Hz.
+        f_max: frequency one bin past the last in Hz (ten octaves above by default, as in P1).
     """
 
     num_bins: int = eqx.field(static=True, default=1024)

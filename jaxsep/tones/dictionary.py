@@ -54,7 +54,7 @@ class Dictionary(eqx.Module):
     def load(cls, path: str | os.PathLike) -> "Dictionary":
         """Reads what `save` wrote, in float32.
 
-        **Raises:** `ValueError` with one sentence if the file is missing, not a dictionary, of another
+        Raises: `ValueError` with one sentence if the file is missing, not a dictionary, of another
         version or shape, or holds values that are not in [0, 1].
         """
         path = Path(path)

@@ -30,14 +30,17 @@ def render(
 
     `Y[f] = ( Σ_k Σ_h ( a_k D[η_k, h] exp(-(f - f_{k,h})² / (2σ_k²)) )^p )^(1/p)`  (P1, tone model).
 
-    **Arguments:** `tones` with slots on one axis, `[tones]`; `dictionary`, relative amplitudes of the
-    harmonics, in [0, 1]; `axis`, to which `tones.fundamental` refers; `exponent`, p ≥ 1 for the
-    addition of overlapping partials; `method`: `"windowed"` evaluates each partial within six standard
-    deviations and adds it in place, fast on CPUs; `"dense"` evaluates every partial in every bin, for
-    accelerators on which contended additions are slow; `"auto"` takes what suits the platform. They
-    agree to 1e-8 of the largest partial for widths up to 1.5 times a sinusoid's.
+    Arguments:
+        tones: slots of one frame, `[tones]`.
+        dictionary: relative amplitudes of the harmonics, in [0, 1].
+        axis: to which `tones.fundamental` refers.
+        exponent: p ≥ 1 for the addition of overlapping partials.
+        method: `"windowed"` evaluates each partial within six standard deviations and adds it in place, fast
+            on CPUs; `"dense"` evaluates every partial in every bin, for accelerators on which contended
+            additions are slow; `"auto"` takes what suits the platform. They agree to 1e-8 of the largest
+            partial for widths up to 1.5 times a sinusoid's.
 
-    **Returns:** the spectrum, nonnegative.
+    Returns: the spectrum, nonnegative.
     """
     everything = render_instruments(tones, dictionary, axis, exponent=exponent, method=method, power=True)
     return _root(jnp.sum(everything, axis=0), exponent)

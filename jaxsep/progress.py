@@ -1,0 +1,32 @@
+"""Progress of long work: what the library reports, and who listens."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+__all__ = ["Progress"]
+
+
+class Progress:
+    """Listener that hears how long work proceeds; this one is silent.
+
+    Derive from it and override `begin`, `advance` and `end` to show a bar. `advance` may be called from
+    several threads.
+    """
+
+    @contextmanager
+    def stage(self, name: str, total: int) -> Iterator[None]:
+        """Marks a stage of the work that consists of `total` steps."""
+        self.begin(name, total)
+        try:
+            yield
+        finally:
+            self.end(name)
+
+    def begin(self, name: str, total: int) -> None:
+        """A stage begins; until its first step ends, it mostly compiles."""
+
+    def advance(self, name: str, note: str = "") -> None:
+        """One step of a stage has ended."""
+
+    def end(self, name: str) -> None:
+        """A stage has ended."""

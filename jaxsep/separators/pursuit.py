@@ -1,0 +1,183 @@
+"""Separation by sparse pursuit with a learned dictionary (P1)."""
+
+import time
+from contextlib import contextmanager
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from jaxsep.audio import check_samples, resample
+from jaxsep.dictionary.learning import DictionaryLearner
+from jaxsep.dictionary.restarts import learn_dictionaries, parallel_map
+from jaxsep.progress import Progress
+from jaxsep.pursuit.lifting import LiftedLoss
+from jaxsep.pursuit.peaks import PeakPursuit
+from jaxsep.pursuit.tone_pursuit import TonePursuit
+from jaxsep.separators.separation import PursuitSettings, Separation
+from jaxsep.separators.spectra import ANALYSIS_RATE, log_spectra, num_chunks, resynthesise
+from jaxsep.signal.stft import GaussianSTFT
+from jaxsep.tones.axes import LogAxis
+from jaxsep.tones.dictionary import Dictionary
+
+__all__ = ["separate"]
+
+
+def separate(
+    samples: Float[np.ndarray | Array, "*channels samples"],
+    sample_rate: int,
+    num_instruments: int,
+    *,
+    settings: PursuitSettings = PursuitSettings(),
+    dictionary: Dictionary | None = None,
+    progress: Progress | None = None,
+    key: PRNGKeyArray,
+) -> Separation:
+    """Separates a recording into its instruments, without training data or knowledge of them (P1).
+
+    Arguments:
+        samples: `[samples]` or `[channels, samples]`; channels are averaged for the analysis, and the masks
+            are applied to each.
+        sample_rate: in Hz; the analysis runs at 48 kHz inside.
+        num_instruments: at least 1.
+        settings: options.
+        dictionary: instruments learned from another recording; without one they are learned from this.
+        progress: hears how the work proceeds.
+        key: the same key gives the same result.
+
+    Returns: stems at the rate and length of the input, and everything found on the way. With
+    `settings.masking` they sum to the input.
+
+    Raises: `ValueError` for samples that are not finite, silent, or shorter than a window (0.256 s), and for
+    a dictionary whose number of instruments is not `num_instruments`.
+    """
+    samples = np.asarray(samples)
+    _check(samples, sample_rate, num_instruments, dictionary)
+    progress, clock = progress or Progress(), _Clock()
+    stft, objective = GaussianSTFT(hop=settings.hop), LiftedLoss(LogAxis())
+    channels = np.atleast_2d(samples).astype(np.float32)
+    analysed = np.ascontiguousarray(resample(channels, sample_rate, ANALYSIS_RATE))
+
+    with clock("spectrogram"):
+        spectra, peak = _spectra(analysed.mean(axis=0), stft, objective.axis, settings, progress)
+    pursuit = TonePursuit(objective, settings.tones_per_instrument)
+    losses = ()
+    if dictionary is None:
+        with clock("learning"):
+            learner = _learner(pursuit, num_instruments, settings)
+            restarts = learn_dictionaries(spectra, learner, settings.restarts, progress=progress, key=key)
+        dictionary, losses = Dictionary(restarts[0].harmonics), tuple(r.loss for r in restarts)
+    with clock("pursuit"):
+        tones, loss = _pursue(pursuit, spectra, dictionary.harmonics, progress)
+    tones = eqx.tree_at(
+        lambda t: (t.amplitude, t.fundamental),
+        tones,
+        (tones.amplitude * peak, np.where(tones.active, objective.axis.to_hz(tones.fundamental), 0)),
+    )
+    with clock("resynthesis"):
+        stems = _stems(analysed, channels, sample_rate, tones, dictionary, stft, settings, progress)
+    return Separation(
+        stems=stems.reshape(num_instruments, *samples.shape),
+        sample_rate=sample_rate,
+        tones=tones,
+        times=np.arange(len(loss)) * settings.hop / ANALYSIS_RATE,
+        dictionary=dictionary,
+        loss=loss,
+        restart_losses=losses,
+        seconds=clock.seconds,
+    )
+
+
+def _check(samples, sample_rate, num_instruments, dictionary):
+    check_samples(samples, sample_rate)
+    if num_instruments < 1:
+        raise ValueError(f"num_instruments: expected at least 1, got {num_instruments}")
+    if num_instruments > _MAX_INSTRUMENTS:
+        raise ValueError(f"num_instruments: expected at most {_MAX_INSTRUMENTS}, got {num_instruments}")
+    window = GaussianSTFT().n_fft / ANALYSIS_RATE
+    if samples.shape[-1] < window * sample_rate:
+        raise ValueError(
+            f"samples: expected at least one window of {window:.3f} s, "
+            f"got {samples.shape[-1] / sample_rate:.3f} s"
+        )
+    if dictionary is not None and dictionary.num_instruments != num_instruments:
+        raise ValueError(
+            f"dictionary: expected {num_instruments} instruments, got {dictionary.num_instruments}"
+        )
+
+
+#: More instruments than anyone can tell apart blindly: surely a mistake.
+_MAX_INSTRUMENTS = 16
+
+
+def _learner(pursuit, num_instruments, settings):
+    # The dictionary averages over many frames: tones need not be exact to teach it.
+    quick = eqx.tree_at(lambda p: p.solver.tolerance, pursuit, 1e-4)
+    return DictionaryLearner(
+        quick,
+        num_instruments,
+        batch=settings.batch,
+        calls=-(-2 * settings.steps // 3),
+        polish=settings.steps // 3,
+    )
+
+
+def _spectra(mono, stft, axis, settings, progress):
+    """Log-frequency spectra with a peak of 1, and the peak they had."""
+    peaks = PeakPursuit.full() if settings.full_peaks else PeakPursuit()
+    name = "log-frequency spectrogram"
+    with progress.stage(name, num_chunks(stft, mono.size)):
+        spectra = log_spectra(mono, stft, axis, peaks, lambda: progress.advance(name))
+    peak = spectra.max()
+    return spectra / peak, peak
+
+
+#: Frames per call of the pursuit.
+_CHUNK = 512
+
+
+def _pursue(pursuit, spectra, harmonics, progress):
+    name = "finding the tones"
+    run = eqx.filter_jit(lambda spectra, harmonics: pursuit(spectra, harmonics))
+    num_frames = spectra.shape[0]
+    starts = range(0, num_frames, _CHUNK)
+    with progress.stage(name, len(starts)):
+
+        def chunk(first):
+            rows = spectra[first : first + _CHUNK]
+            result = run(jnp.asarray(np.pad(rows, [(0, _CHUNK - rows.shape[0]), (0, 0)])), harmonics)
+            progress.advance(name)
+            return jax.tree.map(np.asarray, (result.tones, result.loss))
+
+        parts = list(parallel_map(chunk, starts))
+    return jax.tree.map(lambda *x: np.concatenate(x)[:num_frames], *parts)
+
+
+def _stems(analysed, channels, sample_rate, tones, dictionary, stft, settings, progress):
+    name = "resynthesis"
+    with progress.stage(name, settings.phase_iterations * num_chunks(stft, analysed.shape[1])):
+        stems = resynthesise(
+            analysed, tones, dictionary.harmonics, stft, settings, lambda: progress.advance(name)
+        )
+    num_samples = channels.shape[1]
+    stems = np.stack([resample(stem, ANALYSIS_RATE, sample_rate) for stem in stems])
+    if stems.shape[-1] < num_samples:
+        stems = np.pad(stems, [(0, 0), (0, 0), (0, num_samples - stems.shape[-1])])
+    stems = stems[..., :num_samples]
+    if settings.masking and settings.share > 0 and settings.phase_iterations == 1:
+        # What two resamplings lost, near the Nyquist frequency, is shared like all that no tone explains.
+        stems = stems + (channels - stems.sum(axis=0)) / stems.shape[0]
+    return stems
+
+
+class _Clock:
+    def __init__(self):
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def __call__(self, stage):
+        begin = time.perf_counter()
+        yield
+        self.seconds[stage] = time.perf_counter() - begin

@@ -1,0 +1,74 @@
+"""What a separation is asked to do, and what it returns."""
+
+import dataclasses
+
+import equinox as eqx
+import numpy as np
+from jaxtyping import Float
+
+from jaxsep.tones.dictionary import Dictionary
+from jaxsep.tones.tones import Tones
+
+__all__ = ["PursuitSettings", "Separation"]
+
+
+@dataclasses.dataclass(frozen=True)
+class PursuitSettings:
+    """Options of the separation by sparse pursuit; every value is a JSON scalar.
+
+    Arguments:
+        hop: samples between frames, at 48 kHz; a divisor of 6144.
+        tones_per_instrument: tones that one instrument may play at a time.
+        restarts: dictionaries learned from different seeds.
+        steps: minibatches that each restart learns from.
+        batch: frames per minibatch.
+        full_peaks: whether the log-frequency spectrogram refines every peak (slower, slightly better).
+        masking: stems are the mixture times a mask, and sum to it; otherwise the tones alone are played with
+            the mixture's phase.
+        share: part of the energy that no tone explains that the masks share among the instruments.
+        phase_iterations: Griffin–Lim iterations; 1 takes the mixture's phase.
+    """
+
+    hop: int = 256
+    tones_per_instrument: int = 1
+    restarts: int = 4
+    steps: int = 96
+    batch: int = 64
+    full_peaks: bool = False
+    masking: bool = True
+    share: float = 1e-4
+    phase_iterations: int = 1
+
+    def __post_init__(self):
+        for name in ("hop", "tones_per_instrument", "restarts", "steps", "batch", "phase_iterations"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name}: expected an integer of at least 1, got {value!r}")
+        if 6144 % self.hop:
+            raise ValueError(f"hop: expected a divisor of 6144, got {self.hop}")
+        if not 0 <= self.share < float("inf"):
+            raise ValueError(f"share: expected a number >= 0, got {self.share!r}")
+
+
+class Separation(eqx.Module):
+    """Stems of a recording, with what was found on the way.
+
+    - `stems`: `[instruments, samples]`, or `[instruments, channels, samples]` for a recording with channels,
+      at its own rate and length.
+    - `sample_rate`: in Hz.
+    - `tones`: `[frames, tones]`; amplitudes in the recording's units, fundamentals in Hz.
+    - `times`: centre of each frame in seconds.
+    - `dictionary`: harmonics of each instrument.
+    - `loss`: lifted loss of each frame, for spectra with a peak of 1.
+    - `restart_losses`: of every learned dictionary, the chosen one first; empty with a given dictionary.
+    - `seconds`: wall time of every stage.
+    """
+
+    stems: Float[np.ndarray, "instruments *channels samples"]
+    sample_rate: int = eqx.field(static=True)
+    tones: Tones
+    times: Float[np.ndarray, " frames"]
+    dictionary: Dictionary
+    loss: Float[np.ndarray, " frames"]
+    restart_losses: tuple[float, ...]
+    seconds: dict[str, float]

@@ -1,0 +1,136 @@
+"""Chunked passes over a recording: samples to log-frequency spectra, and tones to stems."""
+
+from functools import partial
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxsep.dictionary.restarts import parallel_map
+from jaxsep.signal.log_frequency import log_frequency_spectrogram
+from jaxsep.signal.masks import ratio_masks
+from jaxsep.signal.stft import GaussianSTFT
+from jaxsep.tones.axes import LinearAxis, LogAxis
+from jaxsep.tones.rendering import render_instruments
+from jaxsep.tones.tones import Tones
+
+__all__ = ["ANALYSIS_RATE", "log_spectra", "resynthesise"]
+
+#: Rate in Hz at which recordings are analysed; the papers' constants belong to it.
+ANALYSIS_RATE = 48000
+
+#: Frames per chunk: bounds the memory, and every chunk has one compiled shape.
+CHUNK = 256
+
+
+def linear_axis(stft: GaussianSTFT) -> LinearAxis:
+    """Axis of the bins that are modelled: all but the Nyquist bin."""
+    return LinearAxis(stft.n_fft // 2, ANALYSIS_RATE / stft.n_fft)
+
+
+def log_spectra(samples, stft: GaussianSTFT, axis: LogAxis, peaks, advance) -> np.ndarray:
+    """Log-frequency spectrogram `[frames, bins]` of a signal `[samples]` at the analysis rate."""
+
+    def run(first):
+        spectra = _log_spectra(_excerpt(samples, stft, first), stft, axis, peaks)
+        advance()
+        return np.asarray(spectra)
+
+    num_frames = stft.num_frames(samples.shape[-1])
+    return np.concatenate(list(parallel_map(run, range(0, num_frames, CHUNK))))[:num_frames]
+
+
+def num_chunks(stft: GaussianSTFT, num_samples: int) -> int:
+    """Number of chunks of a signal."""
+    return -(-stft.num_frames(num_samples) // CHUNK)
+
+
+@eqx.filter_jit
+def _log_spectra(excerpt, stft, axis, peaks):
+    magnitudes = jnp.abs(_analyse(excerpt, stft))[:, :-1]
+    return log_frequency_spectrogram(magnitudes, linear_axis(stft), axis, peaks)
+
+
+def resynthesise(samples, tones: Tones, harmonics, stft: GaussianSTFT, settings, advance) -> np.ndarray:
+    """Stems `[instruments, channels, samples]` of a recording `[channels, samples]` (P1, separation).
+
+    Arguments:
+        samples: at the analysis rate.
+        tones: `[frames, tones]`, amplitudes in the units of the spectrogram, fundamentals in Hz.
+        harmonics: rows of the dictionary.
+        stft: the transform whose frames the tones belong to.
+        settings: masking, share and phase iterations.
+    """
+    num_frames = stft.num_frames(samples.shape[1])
+    phases = np.broadcast_to(samples, (harmonics.shape[0], *samples.shape))
+    power = _total_power(stft, num_frames, samples.shape[1])
+    for _ in range(settings.phase_iterations):
+
+        def run(first, phases=phases):
+            here = jax.tree.map(lambda x: _rows(np.asarray(x), first), tones)
+            excerpts = _excerpt(samples, stft, first), _excerpt(phases, stft, first)
+            out = np.asarray(_stems(*excerpts, here, harmonics, stft, settings.masking, settings.share))
+            advance()
+            return first, out
+
+        stems = np.zeros((harmonics.shape[0], *samples.shape), samples.dtype)
+        for first, out in parallel_map(run, range(0, num_frames, CHUNK)):
+            _add(stems, out, first * stft.hop - stft.n_fft // 2)
+        phases = stems = stems / power
+    return stems
+
+
+@partial(jax.jit, static_argnums=(4, 5))
+def _stems(excerpt, phases, tones, harmonics, stft, masking, share):
+    render = lambda tone: render_instruments(tone, harmonics, linear_axis(stft))
+    axis = linear_axis(stft)
+    tones = eqx.tree_at(lambda t: t.fundamental, tones, axis.to_bin(tones.fundamental))
+    model = jnp.swapaxes(jax.vmap(render)(tones), 0, 1)
+    model = jnp.pad(model, ((0, 0), (0, 0), (0, 1)))  # no tone reaches the Nyquist bin
+    spectra = jax.vmap(partial(_analyse, stft=stft))(excerpt)  # [channels, frames, bins]
+    mono = jnp.abs(jnp.mean(spectra, axis=0))
+    masks = ratio_masks(model, mono, share=share)
+
+    def stem(mask, magnitude, phase):
+        def channel(mixture, own):
+            wanted = mask * jnp.abs(mixture) if masking else magnitude
+            modulus = jnp.abs(own)
+            unit = jnp.where(modulus > 0, own / jnp.where(modulus > 0, modulus, 1), 0)
+            return stft.overlap_add(wanted * unit)
+
+        return jax.vmap(channel)(spectra, jax.vmap(partial(_analyse, stft=stft))(phase))
+
+    return jax.vmap(stem)(masks, model, phases)
+
+
+def _analyse(excerpt, stft):
+    return stft.analyse(excerpt, first_frame=stft.n_fft // 2 // stft.hop, num_frames=CHUNK)
+
+
+def _excerpt(samples, stft, first):
+    """The samples that a chunk of frames reaches, zero beyond the ends; the last axis is time."""
+    start = first * stft.hop - stft.n_fft // 2
+    stop = start + stft.span(CHUNK)
+    inside = samples[..., max(0, start) : stop]
+    before = max(0, -start)
+    after = stop - start - before - inside.shape[-1]
+    return np.pad(inside, [(0, 0)] * (samples.ndim - 1) + [(before, after)])
+
+
+def _rows(array, first):
+    rows = array[first : first + CHUNK]
+    return np.pad(rows, [(0, CHUNK - rows.shape[0])] + [(0, 0)] * (array.ndim - 1))
+
+
+def _add(total, piece, start):
+    begin, stop = max(0, start), min(total.shape[-1], start + piece.shape[-1])
+    total[..., begin:stop] += piece[..., begin - start : stop - start]
+
+
+def _total_power(stft, num_frames, num_samples):
+    power = np.zeros(num_samples)
+    one = np.asarray(stft.window_power(1))
+    for frame in range(num_frames):
+        _add(power, one, frame * stft.hop - stft.n_fft // 2)
+    return power.astype(np.float32)
