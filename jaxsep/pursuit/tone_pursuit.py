@@ -83,9 +83,7 @@ class TonePursuit(eqx.Module):
         Raises: `ValueError` if the number of bins is not the axis's.
         """
         if spectra.shape[1] != self.objective.axis.num_bins:
-            raise ValueError(
-                f"spectra: expected {self.objective.axis.num_bins} bins, got {spectra.shape[1]}"
-            )
+            raise ValueError(f"spectra: expected {self.objective.axis.num_bins} bins, got {spectra.shape[1]}")
         dictionary = dictionary.astype(spectra.dtype)
         finite = jnp.all(jnp.isfinite(spectra), axis=1)
         spectra = jnp.where(finite[:, None], spectra, 0)
