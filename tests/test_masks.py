@@ -156,7 +156,7 @@ def test_iterations_bring_the_magnitudes_closer(x64):
     def distance(samples):
         return jnp.sum(weights * (jnp.abs(STFT.analyse(samples)) - wanted) ** 2)
 
-    results = [griffin_lim(STFT, wanted, mixture, NUM_SAMPLES, num_iterations=n) for n in (1, 2, 5, 40)]
+    results = [griffin_lim(STFT, wanted, mixture, NUM_SAMPLES, num_iterations=n) for n in (1, 2, 40)]
     distances = [float(distance(samples)) for samples in results]
     assert all(later < earlier for earlier, later in pairwise(distances))
     assert distances[-1] < 0.5 * distances[0]
