@@ -1,1 +1,70 @@
-"""Blind separation of the instruments in a music recording, as differentiable JAX modules."""
+"""Blind separation of the instruments in a music recording, as differentiable JAX modules.
+
+The names below are imported when they are first used: `import jaxsep` alone starts nothing.
+"""
+
+import importlib
+import importlib.metadata
+
+_HOME = {
+    "AudioError": "audio",
+    "OutputFolder": "audio",
+    "demo_recording": "audio",
+    "read_audio": "audio",
+    "resample": "audio",
+    "write_audio": "audio",
+    "GaussianSTFT": "signal.stft",
+    "log_frequency_spectrogram": "signal.log_frequency",
+    "mel_spectrogram": "signal.mel",
+    "constant_q_spectrogram": "signal.constant_q",
+    "griffin_lim": "signal.masks",
+    "ratio_masks": "signal.masks",
+    "LinearAxis": "tones.axes",
+    "LogAxis": "tones.axes",
+    "Dictionary": "tones.dictionary",
+    "random_instruments": "tones.dictionary",
+    "render": "tones.rendering",
+    "render_instruments": "tones.rendering",
+    "Tones": "tones.tones",
+    "LiftedLoss": "pursuit.lifting",
+    "PeakPursuit": "pursuit.peaks",
+    "LevenbergMarquardt": "pursuit.refinement",
+    "TonePursuit": "pursuit.tone_pursuit",
+    "DictionaryLearner": "dictionary.learning",
+    "learn_dictionaries": "dictionary.restarts",
+    "separate": "separators.pursuit",
+    "PursuitSettings": "separators.separation",
+    "Separation": "separators.separation",
+    "SeparationScores": "metrics",
+    "best_permutation": "metrics",
+    "sdr_sir_sar_filter": "metrics",
+    "sdr_sir_sar_gain": "metrics",
+    "si_sdr": "metrics",
+    "overview": "report.plots",
+    "spectrogram_figure": "report.spectrograms",
+    "Progress": "progress",
+}
+
+__all__ = [*_HOME, "__version__"]  # noqa: PLE0604
+
+
+def __getattr__(name):
+    if name == "__version__":
+        value = _version()
+    elif name in _HOME:
+        value = getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
+    else:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__():
+    return sorted({*globals(), *__all__})
+
+
+def _version():
+    try:
+        return importlib.metadata.version(__name__)
+    except importlib.metadata.PackageNotFoundError:
+        return "unknown"  # a checkout that is not installed

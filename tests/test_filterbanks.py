@@ -1,5 +1,7 @@
 """Log-frequency spectrograms by filter banks, against their defining sums."""
 
+from inspect import unwrap
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -116,7 +118,7 @@ def test_mel_at_the_published_size():
     assert position == pytest.approx(1024 / np.log(1024) * np.log(440 / 20), abs=0.5)
 
 
-@pytest.mark.parametrize("num_samples", [1, 40, 701])
+@pytest.mark.parametrize("num_samples", [1, 701])
 def test_constant_q_is_the_windowed_fourier_sum(dtype, num_samples):
     samples = noise(num_samples)
     relative_std = SINUSOID_STD * np.log(780 / 40) / 150
@@ -201,6 +203,15 @@ def test_silence_gives_zeros_and_finite_gradients(transform, shape):
         (
             lambda: mel_spectrogram(jnp.ones((2, 9)), sample_rate=0.0),
             "sample_rate must be positive, got 0.0 Hz",
+        ),
+        # Unwrapped, since the type checks of the test run would object first.
+        (
+            lambda: unwrap(mel_spectrogram)(jnp.ones((2, 9), jnp.int16), sample_rate=RATE),
+            "magnitudes must be floating-point numbers, got int16",
+        ),
+        (
+            lambda: unwrap(constant_q_spectrogram)(jnp.ones(9, jnp.int16), sample_rate=RATE),
+            "samples must be floating-point numbers, got int16",
         ),
         (lambda: constant_q_of(jnp.ones(0)), "samples must hold at least 1 sample, got 0"),
         (

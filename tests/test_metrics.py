@@ -90,20 +90,21 @@ def tree_allclose(first, second, **tolerance):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **tolerance), first, second)
 
 
-def figures(measure, references, estimates):
+# Compiled once for all tests that need them.
+compiled_si_sdr = jax.jit(si_sdr)
+si_sdr_gradient = jax.jit(jax.grad(si_sdr, argnums=(0, 1)))
+
+
+def weighted_sum(measure, references, estimates):
+    """One number to differentiate, in which every figure counts differently."""
     scores = measure(references, estimates)
-    return jnp.stack([scores.sdr, scores.sir, scores.sar])
+    weights = np.array([[1.0, -0.4], [0.3, 0.9], [-0.7, 0.5]])
+    return jnp.sum(weights * jnp.stack([scores.sdr, scores.sir, scores.sar]))
 
 
 @functools.cache
-def jacobian(measure):
-    """Derivatives of all figures by both arguments, in reverse mode, compiled once."""
-    return jax.jit(jax.jacrev(functools.partial(figures, measure), argnums=(0, 1)))
-
-
-@jax.jit
-def si_sdr_gradient(reference, estimate):
-    return jax.grad(si_sdr, argnums=(0, 1))(reference, estimate)
+def gradient_of(measure):
+    return jax.jit(jax.grad(functools.partial(weighted_sum, measure), argnums=(0, 1)))
 
 
 def assert_derivatives(function, gradients, arguments, step=1e-5):
@@ -114,8 +115,7 @@ def assert_derivatives(function, gradients, arguments, step=1e-5):
         shifted = [list(arguments), list(arguments)]
         shifted[0][place], shifted[1][place] = argument + step * direction, argument - step * direction
         difference = (function(*shifted[0]) - function(*shifted[1])) / (2 * step)
-        derivative = np.tensordot(gradient, direction, axes=argument.ndim)
-        np.testing.assert_allclose(derivative, difference, rtol=1e-6, atol=1e-7)
+        np.testing.assert_allclose(np.vdot(gradient, direction), difference, rtol=1e-6)
 
 
 # Values
@@ -126,6 +126,16 @@ def test_gain_scores_are_the_projections_of_the_definition(count):
     references, estimates = separation(count, seed=count)
     scores = sdr_sir_sar_gain(jnp.asarray(references), jnp.asarray(estimates))
     assert_scores(scores, gain_scores_by_projection(references, estimates), atol=1e-9)
+
+
+def test_interference_decides_the_permutation():
+    """The estimate with less of the second source is the first one's, however noisy."""
+    first, second, noise = np.linalg.qr(np.random.default_rng(0).standard_normal((SAMPLES, 3)))[0].T
+    references = np.stack([first, second])
+    estimates = np.stack([first + 0.3 * second + 0.1 * noise, first + 0.2 * second + 30 * noise])
+    scores = sdr_sir_sar_gain(jnp.asarray(references), jnp.asarray(estimates))
+    assert_scores(scores, gain_scores_by_projection(references, estimates), atol=1e-9)
+    np.testing.assert_array_equal(scores.permutation, [1, 0])
 
 
 @MEASURES
@@ -140,9 +150,8 @@ def test_one_source_has_no_interference(measure):
         )
 
 
-@pytest.mark.parametrize("count", [2, 3])
-def test_filter_scores_agree_with_mir_eval_and_fast_bss_eval(count):
-    references, estimates = separation(count, 6000, seed=count)
+def test_filter_scores_agree_with_mir_eval_and_fast_bss_eval():
+    references, estimates = separation(3, 6000)
     scores = sdr_sir_sar_filter(jnp.asarray(references), jnp.asarray(estimates))
     assert_scores(scores, mir_eval_scores(references, estimates), atol=0.01)
     assert_scores(scores, fast_bss_eval.bss_eval_sources(references, estimates, filter_length=512), atol=0.01)
@@ -167,21 +176,18 @@ def test_filter_scores_of_music_in_both_precisions():
 
 def test_one_tap_is_a_gain_and_more_taps_forgive_more():
     references, estimates = separation(2)
-    gain = sdr_sir_sar_gain(jnp.asarray(references), jnp.asarray(estimates))
-    one, many = (
-        sdr_sir_sar_filter(jnp.asarray(references), jnp.asarray(estimates), filter_length=taps)
-        for taps in (1, 16)
-    )
-    tree_allclose(one, gain, atol=1e-8)
-    assert np.all(many.sdr > gain.sdr + 1)
-    assert np.all(many.sar > gain.sar + 1)
+    references, estimates = jnp.asarray(references), jnp.asarray(estimates)
+    gain = sdr_sir_sar_gain(references, estimates)
+    tree_allclose(sdr_sir_sar_filter(references, estimates, filter_length=1), gain, atol=1e-8)
+    assert np.all(few_taps(references, estimates).sdr > gain.sdr + 1)
+    assert np.all(few_taps(references, estimates).sar > gain.sar + 1)
 
 
 def test_a_filtered_source_is_perfect_only_for_the_filter_measure():
     references, _ = separation(2)
     references[:, -10:] = 0  # room for the tail of the filter
     estimates = scipy.signal.lfilter([0.5, -0.4, 0.3], [1.0], references)
-    filtered = sdr_sir_sar_filter(jnp.asarray(references), jnp.asarray(estimates), filter_length=3)
+    filtered = few_taps(jnp.asarray(references), jnp.asarray(estimates))
     gain = sdr_sir_sar_gain(jnp.asarray(references), jnp.asarray(estimates))
     assert np.all(filtered.sdr > 200)
     assert np.all(gain.sdr < 20)
@@ -189,16 +195,16 @@ def test_a_filtered_source_is_perfect_only_for_the_filter_measure():
 
 def test_si_sdr_closed_form():
     """Orthogonal distortion of relative level 1/r: exactly 20 log10 r."""
-    time = np.arange(4000) / 4000
-    reference, distortion = np.sin(2 * np.pi * 50 * time), np.cos(2 * np.pi * 50 * time)
+    phase = 2 * np.pi * 7 * np.arange(SAMPLES) / SAMPLES
+    reference, distortion = np.sin(phase), np.cos(phase)
     for ratio in (0.1, 1.0, 7.0, 1e4):
-        figure = si_sdr(jnp.asarray(reference), jnp.asarray(-3 * (reference + distortion / ratio)))
+        figure = compiled_si_sdr(jnp.asarray(reference), jnp.asarray(-3 * (reference + distortion / ratio)))
         np.testing.assert_allclose(figure, 20 * np.log10(ratio), atol=1e-6)
 
 
 def test_si_sdr_agrees_with_fast_bss_eval():
-    references, estimates = separation(1, 3000)
-    figure = si_sdr(jnp.asarray(references[0]), jnp.asarray(estimates[0]))
+    references, estimates = separation(1)
+    figure = compiled_si_sdr(jnp.asarray(references[0]), jnp.asarray(estimates[0]))
     np.testing.assert_allclose(figure, fast_bss_eval.numpy.si_sdr(references, estimates)[0], atol=1e-6)
 
 
@@ -209,10 +215,8 @@ def test_gain_scores_in_float32_of_half_a_minute(noise):
     samples = 30 * 44100
     envelope = np.exp(2.3 * np.sin(np.arange(samples) / 3e4))
     references = (rng.standard_normal((2, samples)) * envelope).astype(np.float32)
-    estimates = (references + noise * rng.standard_normal((2, samples)) + 0.3 * noise * references[::-1])[
-        ::-1
-    ]
-    estimates = (1e-3 * estimates).astype(np.float32)
+    errors = noise * (rng.standard_normal((2, samples)) + 0.3 * references[::-1])
+    estimates = (1e-3 * (references + errors)[::-1]).astype(np.float32)
     expected = gain_scores_by_projection(references.astype(np.float64), estimates.astype(np.float64))
     assert_scores(sdr_sir_sar_gain(jnp.asarray(references), jnp.asarray(estimates)), expected, atol=0.01)
 
@@ -225,18 +229,19 @@ def test_gain_scores_in_float32_of_half_a_minute(noise):
 )
 def test_best_permutation_is_the_optimal_assignment(references, estimates):
     rng = np.random.default_rng(references)
-    for _ in range(5):
+    for trial in range(5):
         scores = rng.normal(0, 20, (references, estimates)).astype(np.float32)
         expected = scipy.optimize.linear_sum_assignment(scores, maximize=True)[1]
-        np.testing.assert_array_equal(best_permutation(jnp.asarray(scores)), expected)
         np.testing.assert_array_equal(jax.jit(best_permutation)(jnp.asarray(scores)), expected)
+        if trial == 0:
+            np.testing.assert_array_equal(best_permutation(jnp.asarray(scores)), expected)
 
 
 @pytest.mark.parametrize("count", [3, 7])
 def test_best_permutation_under_vmap(count):
-    scores = jax.random.normal(jax.random.key(0), (4, count, count))
-    batched = jax.vmap(best_permutation)(scores)
-    np.testing.assert_array_equal(batched, [best_permutation(s) for s in scores])
+    scores = np.random.default_rng(0).standard_normal((4, count, count))
+    batched = jax.jit(jax.vmap(best_permutation))(jnp.asarray(scores))
+    np.testing.assert_array_equal(batched, [jax.jit(best_permutation)(jnp.asarray(s)) for s in scores])
 
 
 @pytest.mark.parametrize("count", [3, 7])
@@ -251,13 +256,7 @@ def test_best_permutation_avoids_scores_that_are_not_finite(count):
 
 @pytest.mark.parametrize(
     ("measure", "count"),
-    [
-        (sdr_sir_sar_gain, 2),
-        (sdr_sir_sar_gain, 3),
-        (sdr_sir_sar_gain, 4),
-        (sdr_sir_sar_gain, 7),
-        (few_taps, 3),
-    ],
+    [(few_taps, 2)] + [(sdr_sir_sar_gain, count) for count in (2, 3, 4, 7)],
 )
 def test_shuffled_estimates_are_found(measure, count):
     references, _ = separation(count, seed=count)
@@ -276,12 +275,12 @@ def test_shuffled_estimates_are_found(measure, count):
 
 @MEASURES
 def test_levels_do_not_matter(measure):
-    references, estimates = separation(3)
-    gains = np.array([[1e-4], [30.0], [-7.0]])
+    references, estimates = separation(2)
+    gains = np.array([[1e-4], [-30.0]])
     scores = measure(jnp.asarray(references), jnp.asarray(estimates))
     scaled = measure(jnp.asarray(gains * references), jnp.asarray(gains[::-1] * estimates))
-    figure = si_sdr(jnp.asarray(references[0]), jnp.asarray(estimates[0]))
-    figure_scaled = si_sdr(jnp.asarray(-1e-6 * references[0]), jnp.asarray(1e5 * estimates[0]))
+    figure = compiled_si_sdr(jnp.asarray(references[0]), jnp.asarray(estimates[0]))
+    figure_scaled = compiled_si_sdr(jnp.asarray(-1e-6 * references[0]), jnp.asarray(1e5 * estimates[0]))
     tree_allclose(scaled, scores, atol=1e-8)
     np.testing.assert_allclose(figure_scaled, figure, atol=1e-9)
 
@@ -292,7 +291,7 @@ def test_perfect_estimates_have_large_finite_figures(measure, dtype):
     references, _ = separation(2, dtype=dtype)
     limit = -20 * np.log10(np.finfo(dtype).eps)
     scores = measure(jnp.asarray(references), jnp.asarray(0.7 * references))
-    figure = si_sdr(jnp.asarray(references[0]), jnp.asarray(references[0]))
+    figure = compiled_si_sdr(jnp.asarray(references[0]), jnp.asarray(references[0]))
     gradient = si_sdr_gradient(jnp.asarray(references[0]), jnp.asarray(references[0]))
     for value in (scores.sdr, scores.sir, scores.sar, figure):
         assert np.all(np.asarray(value) > limit - 20)
@@ -303,14 +302,14 @@ def test_perfect_estimates_have_large_finite_figures(measure, dtype):
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @MEASURES
 def test_silence_scores_lowest(measure, dtype):
-    references, estimates = separation(3, dtype=dtype)
+    references, estimates = separation(2, dtype=dtype)
     lowest = 20 * np.log10(np.finfo(dtype).eps)
     silent_references, silent_estimates = references.copy(), estimates.copy()
     silent_references[1] = silent_estimates[1] = 0
     sound = measure(jnp.asarray(references), jnp.asarray(estimates))
     no_reference = measure(jnp.asarray(silent_references), jnp.asarray(estimates))
     no_estimate = measure(jnp.asarray(references), jnp.asarray(silent_estimates))
-    nothing = measure(jnp.zeros((3, SAMPLES), dtype), jnp.zeros((3, SAMPLES), dtype))
+    nothing = measure(jnp.zeros((2, SAMPLES), dtype), jnp.zeros((2, SAMPLES), dtype))
     np.testing.assert_allclose([no_reference.sdr[1], no_reference.sir[1]], lowest, rtol=1e-6)
     assert np.all(np.isfinite(no_reference.sar))
     np.testing.assert_array_equal(no_reference.permutation, sound.permutation)
@@ -324,29 +323,34 @@ def test_silence_scores_lowest(measure, dtype):
 @pytest.mark.parametrize("silent", ["reference", "estimate", "both"])
 @MEASURES
 def test_gradients_at_silence_are_finite(measure, silent):
-    references, estimates = (jnp.asarray(x) for x in separation(2, dtype=np.float32))
+    references, estimates = separation(2)
     if silent != "estimate":
-        references = references.at[0].set(0)
+        references[0] = 0
     if silent != "reference":
-        estimates = estimates.at[0].set(0)
-
-    for gradient in jacobian(measure)(references, estimates):
+        estimates[0] = 0
+    for gradient in gradient_of(measure)(jnp.asarray(references), jnp.asarray(estimates)):
         assert np.all(np.isfinite(gradient))
         assert np.any(gradient != 0)  # the sounding signals still have one
-    pair = references[0], estimates[0]
-    np.testing.assert_allclose(si_sdr(*pair), 20 * np.log10(np.finfo(np.float32).eps), rtol=1e-6)
-    np.testing.assert_array_equal(si_sdr_gradient(*pair), np.zeros((2, SAMPLES)))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_si_sdr_of_silence(dtype):
+    (sound,), _ = separation(1, dtype=dtype)
+    silence = np.zeros_like(sound)
+    for reference, estimate in ((silence, sound), (sound, silence), (silence, silence)):
+        pair = jnp.asarray(reference), jnp.asarray(estimate)
+        np.testing.assert_allclose(compiled_si_sdr(*pair), 20 * np.log10(np.finfo(dtype).eps), rtol=1e-6)
+        np.testing.assert_array_equal(si_sdr_gradient(*pair), np.zeros((2, SAMPLES)))
 
 
 @MEASURES
 def test_equal_references_are_finite(measure):
     """Two identical sources leave the span singular: nothing can be interference."""
-    references, estimates = separation(1, dtype=np.float32)
-    twice = jnp.asarray(np.repeat(references, 2, axis=0)), jnp.asarray(np.repeat(estimates, 2, axis=0))
-    scores = measure(*twice)
+    references, estimates = separation(1)
     alone = measure(jnp.asarray(references), jnp.asarray(estimates))
-    np.testing.assert_allclose(scores.sdr, np.repeat(alone.sdr, 2), atol=1e-3)
-    assert np.all(scores.sir > 90)
+    scores = measure(*(jnp.asarray(np.repeat(signals, 2, axis=0)) for signals in (references, estimates)))
+    np.testing.assert_allclose(scores.sdr, np.repeat(alone.sdr, 2), atol=1e-6)
+    assert np.all(scores.sir > 200)
     assert np.all(np.isfinite(scores.sir))
 
 
@@ -358,45 +362,49 @@ def test_samples_that_are_not_finite_show(measure):
     matched = int(np.argmax(np.asarray(scores.permutation) == 0))
     assert np.isnan(scores.sdr[matched])
     assert np.isfinite(scores.sdr[1 - matched])
-    assert np.isnan(si_sdr(jnp.asarray(references[0]), jnp.asarray(estimates[0])))
-    assert np.isnan(si_sdr(jnp.asarray(estimates[0]), jnp.asarray(references[0])))
+    assert np.isnan(compiled_si_sdr(jnp.asarray(references[0]), jnp.asarray(estimates[0])))
+    assert np.isnan(compiled_si_sdr(jnp.asarray(estimates[0]), jnp.asarray(references[0])))
 
 
 # Transformations
 
 
+@pytest.mark.slow  # every operation is compiled alone
 @MEASURES
 def test_jit_is_eager(measure):
-    references, estimates = (jnp.asarray(x) for x in separation(2, dtype=np.float32))
-    compiled = jax.jit(measure)(references, estimates)
-    figure = jax.jit(si_sdr)(references[0], estimates[0])
+    """The measures compile themselves; without compilation they are the same."""
+    references, estimates = (jnp.asarray(x) for x in separation(2))
+    scores, figure = measure(references, estimates), compiled_si_sdr(references[0], estimates[0])
     with jax.disable_jit():
-        tree_allclose(compiled, measure(references, estimates), atol=1e-3)
-        np.testing.assert_allclose(figure, si_sdr(references[0], estimates[0]), atol=1e-4)
+        tree_allclose(scores, measure(references, estimates), atol=1e-8)
+        np.testing.assert_allclose(figure, si_sdr(references[0], estimates[0]), atol=1e-9)
 
 
 @MEASURES
 def test_vmap_is_a_loop(measure):
-    pairs = [separation(2, seed=seed, dtype=np.float32) for seed in range(3)]
-    references, estimates = (jnp.stack([jnp.asarray(x) for x in side]) for side in zip(*pairs, strict=True))
+    pairs = [[jnp.asarray(x) for x in separation(2, seed=seed)] for seed in range(3)]
+    references, estimates = (jnp.asarray(np.stack(side)) for side in zip(*pairs, strict=True))
     batched = jax.vmap(measure)(references, estimates)
-    loop = [measure(r, e) for r, e in zip(references, estimates, strict=True)]
-    tree_allclose(batched, jax.tree.map(lambda *leaves: jnp.stack(leaves), *loop), atol=1e-3)
-    figures = jax.vmap(si_sdr)(references[:, 0], estimates[:, 0])
-    expected = [si_sdr(r[0], e[0]) for r, e in zip(references, estimates, strict=True)]
-    np.testing.assert_allclose(figures, expected, atol=1e-4)
+    loop = [measure(*pair) for pair in pairs]
+    tree_allclose(batched, jax.tree.map(lambda *leaves: np.stack(leaves), *loop), atol=1e-8)
+
+
+def test_si_sdr_under_vmap_is_a_loop():
+    references, estimates = (jnp.asarray(x) for x in separation(4))
+    figures = jax.jit(jax.vmap(si_sdr))(references, estimates)
+    expected = [compiled_si_sdr(r, e) for r, e in zip(references, estimates, strict=True)]
+    np.testing.assert_allclose(figures, expected, atol=1e-9)
 
 
 @MEASURES
 def test_gradient_is_the_difference_quotient(measure):
     arguments = tuple(jnp.asarray(x) for x in separation(2))
-    gradients = jacobian(measure)(*arguments)
-    assert_derivatives(functools.partial(figures, measure), gradients, arguments)
+    assert_derivatives(functools.partial(weighted_sum, measure), gradient_of(measure)(*arguments), arguments)
 
 
 def test_si_sdr_gradient_is_the_difference_quotient():
     arguments = tuple(jnp.asarray(x[0]) for x in separation(1))
-    assert_derivatives(jax.jit(si_sdr), si_sdr_gradient(*arguments), arguments)
+    assert_derivatives(compiled_si_sdr, si_sdr_gradient(*arguments), arguments)
 
 
 def test_gradient_passes_the_host_assignment():
@@ -415,7 +423,7 @@ def test_dtype_is_kept(measure, dtype):
     references, estimates = (jnp.asarray(x) for x in separation(2, dtype=dtype))
     scores = measure(references, estimates)
     assert {getattr(scores, name).dtype for name in FIGURES} == {np.dtype(dtype)}
-    assert si_sdr(references[0], estimates[0]).dtype == dtype
+    assert compiled_si_sdr(references[0], estimates[0]).dtype == dtype
     assert si_sdr_gradient(references[0], estimates[0])[1].dtype == dtype
 
 

@@ -1,5 +1,7 @@
 """The Gaussian STFT against plain Fourier sums, and its inverse as a projection."""
 
+from inspect import unwrap
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -308,6 +310,11 @@ def test_temporaries_do_not_grow_with_the_signal():
         (lambda s: GaussianSTFT(window_std=8, hop=33), r"hop must lie between 1 and .* = 32 samples, got 33"),
         (lambda s: s.num_frames(0), "num_samples must be at least 1, got 0"),
         (lambda s: s.analyse(jnp.zeros(0)), "num_samples must be at least 1, got 0"),
+        # Unwrapped, since the type checks of the test run would object first.
+        (
+            lambda s: unwrap(GaussianSTFT.analyse)(s, jnp.zeros(9, jnp.int16)),
+            "samples must be floating-point numbers, got int16",
+        ),
         (lambda s: s.analyse(jnp.zeros(9), first_frame=-1), "first_frame must not be negative, got -1"),
         (lambda s: s.analyse(jnp.zeros(9), num_frames=0), "num_frames must be at least 1, got 0"),
         (

@@ -1,10 +1,5 @@
 """Several dictionaries learned from different seeds, the best chosen without ground truth."""
 
-import os
-from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any
-
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -13,8 +8,9 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from jaxsep.dictionary.learning import DictionaryLearner
 from jaxsep.progress import Progress
+from jaxsep.pursuit.search import parallel_map
 
-__all__ = ["Restart", "learn_dictionaries", "parallel_map"]
+__all__ = ["Restart", "learn_dictionaries"]
 
 #: Frames on which restarts are compared, spread over the recording.
 _VALIDATION_FRAMES = 384
@@ -104,10 +100,3 @@ def _learn(spectra, learner, advance, *, key):
 def _relative_loss(learner, spectra, harmonics):
     result = learner.pursuit(spectra, harmonics)
     return jnp.mean(result.loss) / jnp.mean(result.initial_loss)
-
-
-def parallel_map(function: Callable[[Any], Any], items: Iterable[Any]) -> Iterable[Any]:
-    """`map` in order, on a CPU with a thread per core: compiled programs of one device run side by side."""
-    workers = (os.cpu_count() or 1) if jax.default_backend() == "cpu" else 1
-    with ThreadPoolExecutor(workers) as pool:
-        yield from pool.map(function, items)

@@ -109,7 +109,7 @@ def _evaluate(parameters, active, spectrum):
 def _model(amplitude, position, width, shapes, nearest, num_bins):
     def dense(amplitude, position, width, *_):
         distance = (jnp.arange(num_bins, dtype=width.dtype) - position[:, None]) / width[:, None]
-        return amplitude @ jnp.exp(-0.5 * distance**2)
+        return jnp.sum(amplitude[:, None] * jnp.exp(-0.5 * distance**2), axis=0)
 
     def windowed(amplitude, position, width, shapes, nearest):
         return add_windows(amplitude[:, None] * shapes, nearest, num_bins)[0]

@@ -128,24 +128,167 @@ class PeakPursuit(eqx.Module):
         level = jax.lax.stop_gradient(jnp.max(magnitudes))
         silent = level <= 0
         spectrum = magnitudes / jnp.where(silent, 1, level)
-        progress = _start(spectrum, self.max_peaks)
-        if self.max_rounds == 1:
+        progress = self._begin(spectrum)
+        if self.max_rounds == 1:  # no loop, so that reverse mode goes through
             progress = self._round(progress, spectrum)
         else:
-            progress = jax.lax.while_loop(
-                lambda p: p.live & (p.num_rounds < self.max_rounds),
-                lambda p: self._round(p, spectrum),
-                progress,
-            )
+            unfinished = lambda p: p.live & (p.num_rounds < self.max_rounds)
+            progress = jax.lax.while_loop(unfinished, lambda p: self._round(p, spectrum), progress)
         outcome = PeakOutcome.where(progress.live, PeakOutcome.rounds_used, PeakOutcome.explained)
         outcome = PeakOutcome.where(silent, PeakOutcome.silent, outcome)
-        outcome = PeakOutcome.where(valid, outcome, PeakOutcome.invalid)
         energy = jnp.sum(spectrum**2)
-        relative = jnp.sqrt(2 * progress.loss / jnp.where(silent, 1, energy))
         return PeakPursuitResult(
-            peaks=_finish(progress, level),
-            relative_residual=jnp.where(valid, relative, 1),
-            outcome=outcome,
+            peaks=_peaks(progress, level),
+            relative_residual=jnp.where(valid, _root(2 * progress.fit.loss / jnp.where(silent, 1, energy)), 1),
+            outcome=PeakOutcome.where(valid, outcome, PeakOutcome.invalid),
             num_rounds=progress.num_rounds,
             num_steps=progress.num_steps,
         )
+
+    def _begin(self, spectrum):
+        active = jnp.zeros(self.max_peaks, bool)
+        nothing = _blank(jnp.zeros((3, self.max_peaks), spectrum.dtype), active)
+        fit = PeakFit(nothing, spectrum, 0.5 * jnp.sum(spectrum**2), jnp.int32(0))
+        return _Progress(fit, active, jnp.array(True), jnp.int32(0), jnp.int32(0))
+
+    def _round(self, progress, spectrum):
+        old = progress.fit
+        parameters, active = _candidates(old.residual, self.floor, self.max_peaks)
+        found = jnp.any(active)
+        if self.max_rounds > 1:
+            joined = jnp.concatenate([old.parameters, parameters], axis=1)
+            both = jnp.concatenate([progress.active, active])
+            parameters, active = _largest(joined, both, self.floor, self.max_peaks)
+        fit = refine_peaks(parameters, active, spectrum, num_steps=self.num_steps)
+        # The first round is kept: without refinement, crowded peaks can add up to more than the spectrum.
+        lower = (progress.num_rounds == 0) | (fit.loss < self.improvement**2 * old.loss)
+        kept = found & lower
+        fit, active = jax.tree.map(
+            lambda new, old: jnp.where(kept, new, old), (fit, active), (old, progress.active)
+        )
+        return _Progress(
+            fit=fit,
+            active=active,
+            live=kept,
+            num_rounds=progress.num_rounds + kept,
+            num_steps=progress.num_steps + jnp.where(kept, fit.num_steps, 0),
+        )
+
+
+def map_frames(function: Callable[[PyTree], PyTree], frames: PyTree) -> PyTree:
+    """`vmap` of a function over the first axis of its argument, as many frames at a time as suit the platform.
+
+    Temporaries are those of one block of frames, whatever their number.
+    """
+    num_frames = jax.tree.leaves(frames)[0].shape[0]
+    size = default_lanes(num_frames)
+    if size in (0, num_frames):
+        return jax.vmap(function)(frames)
+    blocks = -(-num_frames // size)
+
+    def split(x):
+        padded = jnp.pad(x, [(0, blocks * size - num_frames)] + [(0, 0)] * (x.ndim - 1))
+        return padded.reshape(blocks, size, *x.shape[1:])
+
+    join = lambda x: x.reshape(blocks * size, *x.shape[2:])[:num_frames]
+    return jax.tree.map(join, jax.lax.map(jax.vmap(function), jax.tree.map(split, frames)))
+
+
+class _Progress(eqx.Module):
+    fit: PeakFit
+    active: Bool[Array, " peaks"]
+    live: Bool[Array, ""]
+    num_rounds: Int[Array, ""]
+    num_steps: Int[Array, ""]
+
+
+def _candidates(residual, floor, max_peaks):
+    """The largest local maxima of a residual as parameters [3, max_peaks] and mask, in order of position."""
+    height, position = _local_maxima(jax.lax.stop_gradient(residual))
+    index, active = _compact(height > _threshold(height, floor, max_peaks), max_peaks)
+    parameters = _log_parabola(residual, position[index], active)
+    return _blank(parameters, active), active
+
+
+def _local_maxima(residual):
+    """Height and bin of the positive maxima that dominate the 5 bins around them, and height 0 elsewhere.
+
+    Of three bins in a row at most one dominates, so that a slot for every three bins holds them all.
+    """
+    num_bins = residual.shape[0]
+    padded = jnp.pad(residual, 2, constant_values=-jnp.inf)
+    left = jnp.maximum(padded[:num_bins], padded[1 : num_bins + 1])
+    right = jnp.maximum(padded[3 : num_bins + 3], padded[4:])
+    peak = (residual > 0) & (residual > left) & (residual >= right)
+    triples = jnp.pad(jnp.where(peak, residual, 0), (0, -num_bins % 3)).reshape(-1, 3)
+    return jnp.max(triples, axis=1), 3 * jnp.arange(triples.shape[0]) + jnp.argmax(triples, axis=1)
+
+
+def _log_parabola(residual, position, active):
+    """Amplitude, position and width of the Gaussian through the three values around each local maximum.
+
+    With l(f) = ln r[f]: 1/σ² = 2 l(0) - l(-1) - l(1), μ = σ² (l(1) - l(-1)) / 2, ln a = l(0) + μ²/(2σ²). Curvatures
+    and falls that no admissible width has are clipped.
+    """
+    last = residual.shape[0] - 1
+    narrowest, widest = width_bounds()
+    height = jnp.where(active, residual[position], 1)
+
+    def fall(neighbour):
+        # Between a maximum and its neighbour the narrowest Gaussian falls by 1/σ² at most.
+        ratio = residual[neighbour] / height
+        steep = ratio <= jnp.exp(-1 / narrowest**2)
+        return jnp.where(steep, -1 / narrowest**2, jnp.log(jnp.where(steep, 1, ratio)))
+
+    left, right = fall(jnp.abs(position - 1)), fall(last - jnp.abs(last - position - 1))
+    curvature = jnp.clip(-left - right, 1 / widest**2, 1 / narrowest**2)
+    shift = (right - left) / (2 * curvature)
+    amplitude = height * jnp.exp(0.5 * curvature * shift**2)
+    return jnp.stack([amplitude, position + shift, 1 / jnp.sqrt(curvature)])
+
+
+def _largest(parameters, active, floor, max_peaks):
+    """The `max_peaks` of largest amplitude, in order of position."""
+    amplitude = jnp.where(active, parameters[0], 0)
+    index, active = _compact(amplitude > _threshold(amplitude, floor, max_peaks), max_peaks)
+    order = jnp.argsort(jnp.where(active, parameters[1, index], jnp.inf))
+    active = active[order]
+    return _blank(parameters[:, index[order]], active), active
+
+
+def _blank(parameters, active):
+    """Empty slots are Gaussians of height 0."""
+    return jnp.where(active, parameters, jnp.array([[0], [0], [SINUSOID_WIDTH]], parameters.dtype))
+
+
+def _threshold(values, floor, max_count):
+    """The smallest number ≥ `floor` that at most `max_count` values exceed, by bisection of its logarithm."""
+
+    def halve(_, bounds):
+        low, high = bounds
+        middle = jnp.sqrt(low * high)
+        few = jnp.sum(values > middle) <= max_count
+        return jnp.where(few, low, middle), jnp.where(few, middle, high)
+
+    tiny = jnp.finfo(values.dtype).tiny
+    floor = jnp.maximum(jnp.asarray(floor, values.dtype), tiny)
+    high = jax.lax.fori_loop(0, _BISECTIONS, halve, (floor, jnp.maximum(jnp.max(values), floor)))[1]
+    return jnp.where(jnp.sum(values > floor) <= max_count, floor, high)
+
+
+def _compact(mask, capacity):
+    """Indices of the first `capacity` true entries, and which of them exist."""
+    count = jnp.cumsum(mask)
+    index = jnp.searchsorted(count, jnp.arange(1, capacity + 1))
+    return jnp.minimum(index, mask.shape[0] - 1), jnp.arange(capacity) < count[-1]
+
+
+def _peaks(progress, level):
+    active = progress.active & (progress.fit.parameters[0] > 0)
+    amplitude, position, width = _blank(progress.fit.parameters, active)
+    return Peaks(amplitude * level, position, width, active)
+
+
+def _root(x):
+    zero = x == 0
+    return jnp.where(zero, 0, jnp.sqrt(jnp.where(zero, 1, x)))

@@ -4,17 +4,17 @@ import time
 from contextlib import contextmanager
 
 import equinox as eqx
-import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from jaxsep.audio import check_samples, resample
+from jaxsep.dictionary.alternation import Alternation
 from jaxsep.dictionary.learning import DictionaryLearner
-from jaxsep.dictionary.restarts import learn_dictionaries, parallel_map
+from jaxsep.dictionary.restarts import learn_dictionaries
 from jaxsep.progress import Progress
 from jaxsep.pursuit.lifting import LiftedLoss
 from jaxsep.pursuit.peaks import PeakPursuit
+from jaxsep.pursuit.search import CHUNK, pursue
 from jaxsep.pursuit.tone_pursuit import TonePursuit
 from jaxsep.separators.separation import PursuitSettings, Separation
 from jaxsep.separators.spectra import ANALYSIS_RATE, log_spectra, num_chunks, resynthesise
@@ -70,7 +70,10 @@ def separate(
             restarts = learn_dictionaries(spectra, learner, settings.restarts, progress=progress, key=key)
         dictionary, losses = Dictionary(restarts[0].harmonics), tuple(r.loss for r in restarts)
     with clock("pursuit"):
-        tones, loss = _pursue(pursuit, spectra, dictionary.harmonics, progress)
+        found, harmonics, trace = _decompose(
+            pursuit, spectra, dictionary.harmonics, settings, bool(losses), progress
+        )
+    dictionary, tones = Dictionary(harmonics), found.tones
     tones = eqx.tree_at(
         lambda t: (t.amplitude, t.fundamental),
         tones,
@@ -82,9 +85,10 @@ def separate(
         stems=stems.reshape(num_instruments, *samples.shape),
         sample_rate=sample_rate,
         tones=tones,
-        times=np.arange(len(loss)) * settings.hop / ANALYSIS_RATE,
+        times=np.arange(found.loss.size) * settings.hop / ANALYSIS_RATE,
         dictionary=dictionary,
-        loss=loss,
+        loss=found.loss,
+        loss_trace=tuple(trace),
         restart_losses=losses,
         seconds=clock.seconds,
     )
@@ -134,25 +138,24 @@ def _spectra(mono, stft, axis, settings, progress):
     return spectra / peak, peak
 
 
-#: Frames per call of the pursuit.
-_CHUNK = 512
-
-
-def _pursue(pursuit, spectra, harmonics, progress):
+def _decompose(pursuit, spectra, harmonics, settings, learned, progress):
+    """Tones, harmonics and loss trace, of the greedy pursuit or of the full search."""
     name = "finding the tones"
-    run = eqx.filter_jit(lambda spectra, harmonics: pursuit(spectra, harmonics))
-    num_frames = spectra.shape[0]
-    starts = range(0, num_frames, _CHUNK)
-    with progress.stage(name, len(starts)):
+    chunks = -(-spectra.shape[0] // CHUNK)
+    if settings.search == "greedy":
+        with progress.stage(name, chunks):
+            found = pursue(pursuit, spectra, harmonics, lambda: progress.advance(name))
+        return found, harmonics, [float(found.loss.mean())]
+    spans = tuple(sorted({max(1, round(seconds * ANALYSIS_RATE / settings.hop)) for seconds in _SPANS}))
+    # A given dictionary is used as it is.
+    alternation = Alternation(rounds=settings.rounds if learned else 0, spans=spans)
+    quick = eqx.tree_at(lambda p: p.solver.tolerance, pursuit, 1e-4)
+    with progress.stage(name, alternation.num_steps(chunks)):
+        return alternation(quick, spectra, harmonics, lambda note: progress.advance(name, note))
 
-        def chunk(first):
-            rows = spectra[first : first + _CHUNK]
-            result = run(jnp.asarray(np.pad(rows, [(0, _CHUNK - rows.shape[0]), (0, 0)])), harmonics)
-            progress.advance(name)
-            return jax.tree.map(np.asarray, (result.tones, result.loss))
 
-        parts = list(parallel_map(chunk, starts))
-    return jax.tree.map(lambda *x: np.concatenate(x)[:num_frames], *parts)
+#: How far apart in seconds frames offer each other their tones.
+_SPANS = (0.01, 0.02, 0.06, 0.13, 0.26)
 
 
 def _stems(analysed, channels, sample_rate, tones, dictionary, stft, settings, progress):

@@ -22,6 +22,9 @@ class PursuitSettings:
         restarts: dictionaries learned from different seeds.
         steps: minibatches that each restart learns from.
         batch: frames per minibatch.
+        search: `"greedy"`, P1's selection alone, or `"full"`: neighbouring frames offer each other their
+            tones, and tones and dictionary are improved in turn.
+        rounds: how often, in the full search; a given dictionary stays as it is.
         full_peaks: whether the log-frequency spectrogram refines every peak (slower, slightly better).
         masking: stems are the mixture times a mask, and sum to it; otherwise the tones alone are played with
             the mixture's phase.
@@ -29,10 +32,12 @@ class PursuitSettings:
         phase_iterations: Griffin–Lim iterations; 1 takes the mixture's phase.
     """
 
-    hop: int = 256
+    hop: int = 512
     tones_per_instrument: int = 1
     restarts: int = 4
     steps: int = 96
+    search: str = "full"
+    rounds: int = 3
     batch: int = 64
     full_peaks: bool = False
     masking: bool = True
@@ -44,6 +49,10 @@ class PursuitSettings:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ValueError(f"{name}: expected an integer of at least 1, got {value!r}")
+        if self.search not in ("full", "greedy"):
+            raise ValueError(f"search: expected 'full' or 'greedy', got {self.search!r}")
+        if isinstance(self.rounds, bool) or not isinstance(self.rounds, int) or self.rounds < 0:
+            raise ValueError(f"rounds: expected an integer of at least 0, got {self.rounds!r}")
         if 6144 % self.hop:
             raise ValueError(f"hop: expected a divisor of 6144, got {self.hop}")
         if not 0 <= self.share < float("inf"):
@@ -60,6 +69,7 @@ class Separation(eqx.Module):
     - `times`: centre of each frame in seconds.
     - `dictionary`: harmonics of each instrument.
     - `loss`: lifted loss of each frame, for spectra with a peak of 1.
+    - `loss_trace`: mean loss after the search and after each round.
     - `restart_losses`: of every learned dictionary, the chosen one first; empty with a given dictionary.
     - `seconds`: wall time of every stage.
     """
@@ -70,5 +80,6 @@ class Separation(eqx.Module):
     times: Float[np.ndarray, " frames"]
     dictionary: Dictionary
     loss: Float[np.ndarray, " frames"]
+    loss_trace: tuple[float, ...]
     restart_losses: tuple[float, ...]
     seconds: dict[str, float]

@@ -49,12 +49,15 @@ def constant_q_spectrogram(
 
     Returns one row for each of the `1 + ceil((samples-1)/hop)` frames.
 
-    Raises ValueError for an empty signal or axis, and for a rate, hop or width that is not positive.
+    Raises ValueError for an empty signal or axis, samples that are not floating-point numbers, and a rate,
+    hop or width that is not positive.
 
     Source: the constant-Q transform that P1 compares with.
     """
     if samples.shape[0] < 1:
         raise ValueError(f"samples must hold at least 1 sample, got {samples.shape[0]}")
+    if not jnp.issubdtype(samples.dtype, jnp.floating):
+        raise ValueError(f"samples must be floating-point numbers, got {samples.dtype}")
     for name, value in (("sample_rate", sample_rate), ("hop", hop), ("width_bins", width_bins)):
         if not value > 0:
             raise ValueError(f"{name} must be positive, got {value}")

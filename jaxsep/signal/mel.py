@@ -51,12 +51,15 @@ def mel_spectrogram(
 
     Returns nonnegative magnitudes, one row per frame.
 
-    Raises ValueError for an empty axis, a sample rate that is not positive, or fewer than two bins.
+    Raises ValueError for an empty axis, a sample rate that is not positive, fewer than two bins, or
+    magnitudes that are not floating-point numbers.
 
     Source: the mel spectrogram that P1 compares with.
     """
     if magnitudes.shape[1] < 2:
         raise ValueError(f"magnitudes must have at least 2 bins, got {magnitudes.shape[1]}")
+    if not jnp.issubdtype(magnitudes.dtype, jnp.floating):
+        raise ValueError(f"magnitudes must be floating-point numbers, got {magnitudes.dtype}")
     if not sample_rate > 0:
         raise ValueError(f"sample_rate must be positive, got {sample_rate} Hz")
     return _smooth(magnitudes, float(sample_rate), num_bins, float(f_min), float(f_max))

@@ -95,7 +95,7 @@ class GaussianSTFT(eqx.Module):
 
         A long signal can be analysed in ranges of equal length: each has exactly the frames of the
         whole, and with a traced `first_frame` one compilation serves them all. Frames past the end
-        of the signal are zero as far as their window no longer reaches it.
+        see what their window still reaches of the signal, and then zeros.
 
         Arguments:
             samples: the signal, at least one sample.
@@ -103,8 +103,10 @@ class GaussianSTFT(eqx.Module):
             num_frames: length of the range; by default up to the last frame of the signal, for which
                 `first_frame` must be known when tracing.
 
-        Raises ValueError for an empty signal or range.
+        Raises ValueError for an empty signal or range, or samples that are not floating-point numbers.
         """
+        if not jnp.issubdtype(samples.dtype, jnp.floating):
+            raise ValueError(f"samples must be floating-point numbers, got {samples.dtype}")
         total = self.num_frames(samples.shape[0])
         traced = isinstance(first_frame, jax.core.Tracer)
         if not traced and first_frame < 0:
@@ -180,8 +182,8 @@ def normalise_overlap(
     """Quotient of `overlap_add` and `window_power`, zero where no frame covers the sample.
 
     A sample counts as covered where the power is above `eps` of its maximum. Rounding errors of the
-    frames are about eps, and the quotient amplifies them by 1/w: by at most 1/√eps there, but without
-    bound further out. Between the centres of neighbouring frames it is at most a factor of 4.
+    frames are about eps, and the quotient amplifies them by up to 1/w. Between the centres of
+    neighbouring frames that is less than 8, and at most 1/√eps elsewhere in what counts as covered.
     """
     covered = power > jnp.finfo(power.dtype).eps * jnp.max(power)
     return jnp.where(covered, numerator / jnp.where(covered, power, 1), 0)

@@ -1,0 +1,8 @@
+"""`python -m jaxsep`: the command line."""
+
+import sys
+
+from jaxsep.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

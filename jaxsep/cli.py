@@ -1,0 +1,450 @@
+"""The command line: `jaxsep separate`, `evaluate`, `spectrogram` and `demo`.
+
+JAX is imported only when there is something to compute, so that help and mistakes are answered at once.
+"""
+
+import logging
+import os
+import signal
+import sys
+import threading
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from enum import StrEnum
+from pathlib import Path
+from types import FrameType
+from typing import Annotated, Any, NoReturn
+from uuid import uuid4
+
+import typer
+from typer.core import TyperCommand
+
+import jaxsep
+from jaxsep.terminal import TerminalProgress, show_evaluation, show_separation
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    help="Blind separation of the instruments in a music recording.",
+    add_completion=False,
+    context_settings={"help_option_names": ["--help", "-h"]},
+)
+
+#: An option or argument that typer refuses.
+_UsageError = typer.BadParameter.__base__
+
+#: Set by Ctrl-C or SIGTERM.
+_stopping = threading.Event()
+
+
+class Device(StrEnum):
+    """Where to compute."""
+
+    cpu = "cpu"
+    gpu = "gpu"
+
+
+class Kind(StrEnum):
+    """Kinds of spectrogram, as `spectrogram_figure` names them."""
+
+    log = "log"
+    mel = "mel"
+    cqt = "cqt"
+    linear = "linear"
+
+
+Recording = Annotated[
+    Path, typer.Argument(metavar="MIX", help="The recording (WAV, FLAC, AIFF, Ogg, MP3).", show_default=False)
+]
+Seed = Annotated[int, typer.Option(min=0, max=2**32 - 1, help="The same seed gives the same result.")]
+OnDevice = Annotated[
+    Device | None, typer.Option("--device", help="Where to compute.  [default: the fastest there is]")
+]
+Cache = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="DIR",
+        envvar="JAXSEP_CACHE",
+        help="Folder for compiled programs, which spares the next run the compilation.  "
+        "[default: jaxsep in the user's cache folder]",
+    ),
+]
+NoCache = Annotated[bool, typer.Option("--no-cache", help="Keep no compiled programs.")]
+Force = Annotated[bool, typer.Option("--force", help="Replace the output if there is one.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the JSON document and nothing else.")]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command line.
+
+    Arguments:
+        arguments: by default those of the process.
+
+    Returns: the exit status: 0, or 2 after one line on stderr that says what is wrong with the input. After
+    Ctrl-C or SIGTERM the process ends with 130 or 143, and nothing is left behind.
+    """
+    arguments = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
+    try:
+        with _stoppable():
+            return typer.main.get_command(app)(arguments, prog_name="jaxsep", standalone_mode=False) or 0
+    except _UsageError as error:
+        return _complain(error.format_message())
+    except OSError as error:
+        return _complain(": ".join(str(x) for x in (error.filename, error.strerror or error) if x))
+    except (ValueError, MemoryError) as error:
+        return _complain(str(error) or "not enough memory")
+    except _Stopped as stopped:
+        _complain("interrupted" if stopped.number == signal.SIGINT else "terminated")
+        sys.stdout.flush()
+        os._exit(128 + stopped.number)  # threads that still compile would hold the process for half a minute
+
+
+def _complain(message: str) -> int:
+    sys.stderr.write(f"jaxsep: {' '.join(message.split())}\n")
+    sys.stderr.flush()
+    return 2
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
+    if version:
+        print(f"jaxsep {jaxsep.__version__}")
+        raise typer.Exit
+
+
+@app.command()
+def separate(
+    mixture: Recording,
+    num_instruments: Annotated[
+        int,
+        typer.Option("--instruments", "-n", metavar="N", min=1, max=16, help="How many instruments play."),
+    ],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="OUT", help="New folder for the results.")
+    ],
+    seed: Seed = 0,
+    restarts: Annotated[
+        int, typer.Option(min=1, help="Dictionaries to learn, the best of which is used.")
+    ] = 4,
+    steps: Annotated[int, typer.Option(min=1, help="Minibatches to learn each dictionary from.")] = 96,
+    tones: Annotated[int, typer.Option(min=1, help="Tones that an instrument plays at a time.")] = 1,
+    dictionary: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="dictionary.npz of an earlier run, instead of learning."),
+    ] = None,
+    device: OnDevice = None,
+    hop: Annotated[int, typer.Option(help="Samples between frames, at 48 kHz; a divisor of 6144.")] = 256,
+    full_peaks: Annotated[
+        bool, typer.Option("--full-peaks", help="Refine every spectral peak: slower, slightly better.")
+    ] = False,
+    masking: Annotated[
+        bool, typer.Option(" /--no-masking", help="Play the tones alone, instead of masking the mixture.")
+    ] = True,
+    phase_iterations: Annotated[int, typer.Option(min=1, help="Griffin-Lim iterations.")] = 1,
+    share: Annotated[
+        float, typer.Option(min=0, help="Part of the unexplained energy that the instruments share.")
+    ] = 1e-4,
+    cache: Cache = None,
+    no_cache: NoCache = False,
+    force: Force = False,
+    as_json: AsJson = False,
+) -> None:
+    """Separate a recording into its instruments.
+
+    OUT receives a stem for each instrument, and the dictionary, the tones (CSV), a picture, and a JSON document
+    of settings and figures. It appears complete or not at all.
+    """
+    from jaxsep.audio import OutputFolder, read_audio
+
+    _check_outside(output, mixture, dictionary)
+    with OutputFolder(output, force=force) as folder, TerminalProgress(_stopping) as progress:
+        samples, sample_rate = read_audio(mixture)
+        _start_jax(device, None if no_cache else cache or _user_cache())
+        from jaxsep.report.tables import to_json
+        from jaxsep.separators.separation import PursuitSettings
+        from jaxsep.tones.dictionary import Dictionary
+
+        settings = PursuitSettings(
+            hop=hop,
+            tones_per_instrument=tones,
+            restarts=restarts,
+            steps=steps,
+            full_peaks=full_peaks,
+            masking=masking,
+            share=share,
+            phase_iterations=phase_iterations,
+        )
+        known = None if dictionary is None else Dictionary.load(dictionary)
+        source = {"file": mixture.name, "dictionary": None if dictionary is None else dictionary.name}
+        _, document = _separate_into(
+            folder, samples, sample_rate, num_instruments, settings, known, seed, source, progress
+        )
+    if as_json:
+        sys.stdout.write(to_json(document))
+    else:
+        show_separation(document, output)
+
+
+class _ManyValues(TyperCommand):
+    """A command whose repeatable options take several values: `--reference A B` is `--reference A --reference B`."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        repeatable = {name for p in self.params if getattr(p, "multiple", False) for name in p.opts}
+        return super().parse_args(ctx, _repeat_options(args, repeatable))
+
+
+def _repeat_options(arguments: Sequence[str], repeatable: set[str]) -> list[str]:
+    expanded: list[str] = []
+    option = None
+    for argument in arguments:
+        if argument.startswith("-"):
+            option = argument.partition("=")[0]
+        elif option in repeatable and expanded[-1] != option:
+            expanded.append(option)
+        expanded.append(argument)
+    return expanded
+
+
+@app.command(cls=_ManyValues)
+def evaluate(
+    reference: Annotated[list[Path], typer.Option(metavar="FILE...", help="The true stems.")],
+    estimate: Annotated[
+        list[Path], typer.Option(metavar="FILE...", help="The separated stems, in any order.")
+    ],
+    as_json: AsJson = False,
+) -> None:
+    """Measure separated stems against the true ones.
+
+    SDR, SIR and SAR come in two kinds that must not be compared with each other: one forgives a constant gain, the
+    other any filter of 512 taps, which gives higher figures.
+
+    Stems with several channels are averaged. Lengths that differ by less than 1 % are cut to the shortest.
+    """
+    references, estimates, note = _read_stems(reference, estimate)
+    with TerminalProgress(_stopping) as progress, progress.stage("measuring", 1):
+        _start_jax(Device.cpu, None)
+        from jaxsep.report.tables import evaluation_document, to_json
+
+        names = [str(path) for path in reference], [str(path) for path in estimate]
+        document = evaluation_document(references, estimates, *names) | {"note": note}
+        progress.advance("measuring")
+    if as_json:
+        sys.stdout.write(to_json(document))
+    else:
+        show_evaluation(document)
+        if note:
+            print(note)
+
+
+@app.command()
+def spectrogram(
+    mixture: Recording,
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="PNG", help="New picture.")],
+    kind: Annotated[
+        Kind, typer.Option(help="log: from spectral peaks; mel; cqt: constant-Q; linear: the STFT.")
+    ] = Kind.log,
+    device: OnDevice = None,
+    cache: Cache = None,
+    no_cache: NoCache = False,
+    force: Force = False,
+) -> None:
+    """Draw the spectrogram of a recording."""
+    from jaxsep.audio import read_audio
+
+    if output.exists() and mixture.exists() and output.samefile(mixture):
+        raise ValueError(f"{output} is the recording itself; name another file for the picture.")
+    with _new_file(output, force) as draft, TerminalProgress(_stopping) as progress:
+        samples, sample_rate = read_audio(mixture)
+        _start_jax(device, None if no_cache else cache or _user_cache())
+        from jaxsep.report.spectrograms import spectrogram_figure
+
+        with progress.stage("spectrogram", 1):
+            spectrogram_figure(samples, sample_rate, draft, kind=kind.value, title=mixture.name)
+            progress.advance("spectrogram")
+
+
+@app.command()
+def demo(
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="OUT", help="New folder for the results.")
+    ] = Path("jaxsep-demo"),
+    seed: Seed = 0,
+    device: OnDevice = None,
+    cache: Cache = None,
+    no_cache: NoCache = False,
+    force: Force = False,
+) -> None:
+    """Separate the duet that ships with jaxsep, and measure the result against its true stems."""
+    from jaxsep.audio import OutputFolder, demo_recording, write_audio
+
+    with OutputFolder(output, force=force) as folder, TerminalProgress(_stopping) as progress:
+        mixture, stems, sample_rate = demo_recording()
+        _start_jax(device, None if no_cache else cache or _user_cache())
+        import numpy as np
+
+        from jaxsep.report.tables import evaluation_document
+        from jaxsep.separators.separation import PursuitSettings
+
+        write_audio(folder / "mixture.wav", mixture, sample_rate)
+        source = {"file": "mixture.wav", "dictionary": None}
+        separation, document = _separate_into(
+            folder, mixture, sample_rate, len(stems), PursuitSettings(), None, seed, source, progress
+        )
+        truth = np.stack(list(stems.values()))
+        scores = evaluation_document(truth, separation.stems, list(stems), document["stems"])
+    show_separation(document, output)
+    show_evaluation(scores)
+
+
+def _separate_into(
+    folder, samples, sample_rate, num_instruments, settings, dictionary, seed, source, progress
+) -> tuple["jaxsep.Separation", dict[str, Any]]:
+    """Separates, and writes all results but the ones of the demo into a folder."""
+    import jax
+
+    from jaxsep.audio import write_audio
+    from jaxsep.report.plots import overview
+    from jaxsep.report.tables import separation_document, to_json, write_tones
+    from jaxsep.separators.pursuit import separate as separate_samples
+
+    separation = separate_samples(
+        samples,
+        sample_rate,
+        num_instruments,
+        settings=settings,
+        dictionary=dictionary,
+        progress=progress,
+        key=jax.random.key(seed),
+    )
+    stems = [f"stem-{number}.wav" for number in range(1, num_instruments + 1)]
+    for name, stem in zip(stems, separation.stems, strict=True):
+        write_audio(folder / name, stem, sample_rate)
+    separation.dictionary.save(folder / "dictionary.npz")
+    write_tones(folder / "tones.csv", separation)
+    with progress.stage("overview", 1):
+        overview(separation, samples, sample_rate, folder / "overview.png")
+        progress.advance("overview")
+    document = separation_document(separation, settings=settings, seed=seed, source=source) | {"stems": stems}
+    (folder / "separation.json").write_text(to_json(document), encoding="utf-8")
+    return separation, document
+
+
+def _start_jax(device: Device | None, cache: Path | None) -> None:
+    """Imports JAX on the wanted device, with its persistent compilation cache."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # XLA's own log is not for users
+    logging.getLogger("jax").setLevel(logging.ERROR)
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)
+    import jax
+
+    if device is not None:
+        # Only JAX's own choice, which prefers a GPU of any make, copes with one that is not there.
+        jax.config.update("jax_platforms", "cpu" if device is Device.cpu else "")
+    try:
+        backend = jax.default_backend()
+    except RuntimeError as error:
+        raise ValueError(f"JAX finds no device: {error}") from error
+    if device is Device.gpu and backend != "gpu":
+        raise ValueError(
+            "--device gpu: JAX finds no GPU here; leave the option out, or install JAX for the GPU."
+        )
+    if cache is not None and _usable_folder(cache):
+        # A cache that cannot be read or written costs time only.
+        warnings.filterwarnings("ignore", message=".*persistent compilation cache")
+        jax.config.update("jax_compilation_cache_dir", str(cache))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+
+
+def _user_cache() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()) / "jaxsep"
+
+
+def _usable_folder(path: Path) -> bool:
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return False
+    return True
+
+
+def _check_outside(output: Path, *inputs: Path | None) -> None:
+    """Refuses a folder of results around an input, which replacing the folder would delete."""
+    for path in filter(None, inputs):
+        for place in (path.absolute(), path.resolve()):
+            if place.is_relative_to(output.resolve()):
+                raise ValueError(f"{path} lies in the output folder {output}; name another folder.")
+
+
+@contextmanager
+def _new_file(path: Path, force: bool) -> Iterator[Path]:
+    """A draft beside `path` that takes its name when the block ends, and is removed when the block raises."""
+    if path.suffix.lower() != ".png":
+        raise ValueError(f"{path} has the suffix {path.suffix!r}, expected '.png'.")
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder; name a file for the picture.")
+    if path.exists() and not force:
+        raise ValueError(f"{path} exists; name another file or replace it with --force.")
+    draft = path.parent / f".jaxsep-{uuid4().hex}.png"
+    try:
+        draft.touch()
+    except OSError as error:
+        raise ValueError(f"{path} cannot be written: {error.strerror}.") from error
+    try:
+        yield draft
+        draft.replace(path)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def _read_stems(references: list[Path], estimates: list[Path]):
+    """Samples `[files, samples]` of both lists, averaged over channels and cut to one length; and a note of it."""
+    import numpy as np
+
+    from jaxsep.audio import read_audio
+
+    if len(references) != len(estimates):
+        raise ValueError(
+            f"--estimate: expected {len(references)} files as for --reference, got {len(estimates)}."
+        )
+    paths = references + estimates
+    recordings = [read_audio(path) for path in paths]
+    rates = [rate for _, rate in recordings]
+    lengths = [samples.shape[1] for samples, _ in recordings]
+    for path, rate, length in zip(paths, rates, lengths, strict=True):
+        if rate != rates[0]:
+            raise ValueError(f"{path} has {rate} samples per second, expected {rates[0]} as {paths[0]} has.")
+        if abs(length - lengths[0]) > 0.01 * lengths[0]:
+            raise ValueError(f"{path} has {length} samples, expected {lengths[0]} as {paths[0]} has.")
+    note = f"cut to the shortest, {min(lengths)} samples" if len(set(lengths)) > 1 else ""
+    mono = np.stack([samples[:, : min(lengths)].mean(axis=0) for samples, _ in recordings])
+    return mono[: len(references)], mono[len(references) :], note
+
+
+class _Stopped(BaseException):
+    """Ctrl-C or SIGTERM."""
+
+    def __init__(self, number: int):
+        super().__init__(number)
+        self.number = number
+
+
+@contextmanager
+def _stoppable() -> Iterator[None]:
+    """Turns the first SIGINT or SIGTERM into an exception, so that `with` blocks clean up; ignores further ones."""
+
+    def stop(number: int, frame: FrameType | None) -> NoReturn:
+        for each in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(each, signal.SIG_IGN)
+        _stopping.set()
+        raise _Stopped(number)
+
+    _stopping.clear()
+    caught = [n for n in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(n) != signal.SIG_IGN]
+    previous = {number: signal.signal(number, stop) for number in caught}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

@@ -1,0 +1,123 @@
+"""The picture of a separation."""
+
+import os
+from typing import IO
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from jaxsep.report.spectrograms import DPI, MAX_COLUMNS, RANGE, WIDTH, audible_bins, draw_levels, levels
+from jaxsep.separators.separation import Separation
+from jaxsep.tones.axes import LogAxis
+
+__all__ = ["overview"]
+
+#: Colours that everyone can tell apart (M. Okabe, K. Ito, "Color Universal Design", 2008).
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+
+
+def overview(
+    separation: Separation,
+    samples: Float[np.ndarray | Array, "*channels samples"],
+    sample_rate: int,
+    target: str | os.PathLike | IO[bytes],
+) -> None:
+    """Draws the spectrograms of mixture and stems with the fundamentals that were found, and the harmonics.
+
+    All panels share one scale of levels, down to 60 dB below the loudest of the mixture. An instrument's
+    fundamentals and the bars of its harmonics have one colour.
+
+    Arguments:
+        separation: what `separate` returned.
+        samples: the mixture, `[samples]` or `[channels, samples]`; channels are averaged.
+        sample_rate: in Hz.
+        target: name of an image file, or an open binary file that becomes a PNG; 1600 pixels wide.
+
+    Raises: `ValueError` for samples that cannot be a recording.
+    """
+    mixture = levels(samples, sample_rate, "mel")
+    scale = np.shape(samples)[-1] / sample_rate, mixture.max(), audible_bins(mixture)
+    num_instruments = separation.dictionary.num_instruments
+    rows = num_instruments + 1
+    figure = Figure(figsize=(WIDTH, 0.6 + 1.75 * rows), dpi=DPI, layout="constrained")
+    grid = figure.add_gridspec(rows, 2, width_ratios=(4.2, 1))
+    shared = None
+    for row in range(rows):
+        axes = shared = figure.add_subplot(grid[row, 0], sharex=shared)
+        stem = mixture if row == 0 else _stem_levels(separation, row - 1)
+        picture = draw_levels(axes, stem, LogAxis(), *scale)
+        for instrument in range(num_instruments) if row == 0 else [row - 1]:
+            _draw_fundamentals(axes, separation, instrument)
+        _title(
+            axes, "mixture" if row == 0 else f"instrument {row}", "black" if row == 0 else _colour(row - 1)
+        )
+        if row < rows - 1:
+            axes.set_xlabel("")
+            axes.tick_params(labelbottom=False)
+    for instrument in range(num_instruments):
+        _draw_harmonics(figure.add_subplot(grid[instrument + 1, 1]), separation, instrument)
+    _draw_key(figure, figure.add_subplot(grid[0, 1]), picture, num_instruments)
+    figure.savefig(target)
+
+
+def _stem_levels(separation, instrument):
+    stem = separation.stems[instrument]
+    return levels(stem, separation.sample_rate, "mel")
+
+
+def _draw_fundamentals(axes, separation, instrument):
+    tones = separation.tones
+    amplitude = np.where(tones.active, tones.amplitude, 0)
+    heard = amplitude > 10 ** (-RANGE / 20) * amplitude.max(initial=0)
+    heard &= np.asarray(tones.instrument) == instrument
+    heard[np.arange(len(heard)) % max(1, len(heard) // MAX_COLUMNS) != 0] = False
+    frame, slot = np.nonzero(heard)
+    fundamental = np.asarray(tones.fundamental)[frame, slot]
+    axes.plot(
+        separation.times[frame],
+        np.asarray(LogAxis().to_bin(jnp.asarray(fundamental))),
+        linestyle="",
+        marker="o",
+        markersize=1.6,
+        markeredgewidth=0,
+        color=_colour(instrument),
+    )
+
+
+def _draw_harmonics(axes, separation, instrument):
+    harmonics = np.asarray(separation.dictionary.harmonics)[instrument]
+    axes.bar(np.arange(1, harmonics.size + 1), harmonics, width=0.7, color=_colour(instrument))
+    axes.set_xlim(0.3, harmonics.size + 0.7)
+    axes.set_ylim(0, 1.02 * max(harmonics.max(), 1e-6))
+    axes.set_xticks([n for n in (1, 5, 10, 15, 20, 25) if n <= harmonics.size])
+    axes.set_yticks([])
+    axes.tick_params(labelsize=8, length=2)
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    last = instrument == separation.dictionary.num_instruments - 1
+    axes.set_xlabel("harmonic" if last else "", fontsize=9)
+    _title(axes, "harmonics")
+
+
+def _draw_key(figure, axes, picture, num_instruments):
+    axes.set_axis_off()
+    marks = [
+        Line2D([], [], linestyle="", marker="o", markersize=5, color=_colour(n), label=f"instrument {n + 1}")
+        for n in range(num_instruments)
+    ]
+    _title(axes, "fundamentals")
+    axes.legend(handles=marks, loc="upper left", frameon=False, fontsize=8)
+    bar = figure.colorbar(picture, cax=axes.inset_axes((0.06, 0.14, 0.88, 0.06)), orientation="horizontal")
+    bar.outline.set_visible(False)
+    bar.ax.tick_params(labelsize=8, length=2)
+    bar.set_label("dB relative to the loudest", fontsize=8)
+
+
+def _title(axes, text, colour="black"):
+    axes.set_title(text, loc="left", fontsize=9, pad=4, color=colour, fontweight="bold")
+
+
+def _colour(instrument):
+    return _COLOURS[instrument % len(_COLOURS)]

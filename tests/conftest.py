@@ -1,0 +1,48 @@
+"""Fixtures that several test files share."""
+
+import os
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+
+@pytest.fixture
+def x64():
+    """Double precision while the test runs."""
+    with jax.enable_x64(True):
+        yield
+
+
+@pytest.fixture(params=["float32", "float64"])
+def dtype(request):
+    """Both precisions in turn."""
+    with jax.enable_x64(request.param == "float64"):
+        yield np.dtype(request.param)
+
+
+@pytest.fixture(scope="session")
+def reference():
+    """Loads recorded results of the published method by file name."""
+    folder = Path(os.environ.get("JAXSEP_REFERENCE", SHARED / "reference"))
+
+    def load(name):
+        path = folder / name
+        if not path.exists():
+            pytest.skip(f"recorded results not found: {path} (set JAXSEP_REFERENCE)")
+        with np.load(path) as content:
+            return dict(content)
+
+    return load
+
+
+@pytest.fixture(scope="session")
+def corpus():
+    """Folder of recordings with their true stems."""
+    folder = Path(os.environ.get("JAXSEP_CORPUS", SHARED / "corpus"))
+    if not folder.is_dir():
+        pytest.skip(f"corpus not found: {folder} (set JAXSEP_CORPUS)")
+    return folder
