@@ -4,7 +4,6 @@ The names below are imported when they are first used: `import jaxsep` alone sta
 """
 
 import importlib
-import importlib.metadata
 
 _HOME = {
     "AudioError": "audio",
@@ -45,7 +44,7 @@ _HOME = {
     "Progress": "progress",
 }
 
-__all__ = [*_HOME, "__version__"]  # noqa: PLE0604
+__all__ = [*_HOME, "__version__"]
 
 
 def __getattr__(name):
@@ -64,7 +63,9 @@ def __dir__():
 
 
 def _version():
+    from importlib.metadata import PackageNotFoundError, version
+
     try:
-        return importlib.metadata.version(__name__)
-    except importlib.metadata.PackageNotFoundError:
+        return version(__name__)
+    except PackageNotFoundError:
         return "unknown"  # a checkout that is not installed

@@ -3,24 +3,19 @@
 JAX is imported only when there is something to compute, so that help and mistakes are answered at once.
 """
 
-import logging
 import os
 import signal
 import sys
-import threading
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
-from types import FrameType
-from typing import Annotated, Any, NoReturn
-from uuid import uuid4
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperCommand
 
 import jaxsep
+from jaxsep.runtime import Stopped, check_outside, new_file, start_jax, stoppable
 from jaxsep.terminal import TerminalProgress, show_evaluation, show_separation
 
 __all__ = ["app", "main"]
@@ -28,14 +23,12 @@ __all__ = ["app", "main"]
 app = typer.Typer(
     help="Blind separation of the instruments in a music recording.",
     add_completion=False,
+    rich_markup_mode=None,
     context_settings={"help_option_names": ["--help", "-h"]},
 )
 
 #: An option or argument that typer refuses.
 _UsageError = typer.BadParameter.__base__
-
-#: Set by Ctrl-C or SIGTERM.
-_stopping = threading.Event()
 
 
 class Device(StrEnum):
@@ -43,6 +36,13 @@ class Device(StrEnum):
 
     cpu = "cpu"
     gpu = "gpu"
+
+
+class Search(StrEnum):
+    """How to look for tones, as `PursuitSettings` names it."""
+
+    full = "full"
+    greedy = "greedy"
 
 
 class Kind(StrEnum):
@@ -57,7 +57,9 @@ class Kind(StrEnum):
 Recording = Annotated[
     Path, typer.Argument(metavar="MIX", help="The recording (WAV, FLAC, AIFF, Ogg, MP3).", show_default=False)
 ]
-Seed = Annotated[int, typer.Option(min=0, max=2**32 - 1, help="The same seed gives the same result.")]
+Seed = Annotated[
+    int, typer.Option(metavar="S", min=0, max=2**32 - 1, help="The same seed gives the same result.")
+]
 OnDevice = Annotated[
     Device | None, typer.Option("--device", help="Where to compute.  [default: the fastest there is]")
 ]
@@ -86,7 +88,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
     try:
-        with _stoppable():
+        with stoppable():
             return typer.main.get_command(app)(arguments, prog_name="jaxsep", standalone_mode=False) or 0
     except _UsageError as error:
         return _complain(error.format_message())
@@ -94,7 +96,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _complain(": ".join(str(x) for x in (error.filename, error.strerror or error) if x))
     except (ValueError, MemoryError) as error:
         return _complain(str(error) or "not enough memory")
-    except _Stopped as stopped:
+    except Stopped as stopped:
         _complain("interrupted" if stopped.number == signal.SIGINT else "terminated")
         sys.stdout.flush()
         os._exit(128 + stopped.number)  # threads that still compile would hold the process for half a minute
@@ -127,25 +129,36 @@ def separate(
     ],
     seed: Seed = 0,
     restarts: Annotated[
-        int, typer.Option(min=1, help="Dictionaries to learn, the best of which is used.")
+        int, typer.Option(metavar="R", min=1, help="Dictionaries to learn, the best of which is used.")
     ] = 4,
-    steps: Annotated[int, typer.Option(min=1, help="Minibatches to learn each dictionary from.")] = 96,
-    tones: Annotated[int, typer.Option(min=1, help="Tones that an instrument plays at a time.")] = 1,
+    steps: Annotated[
+        int, typer.Option(metavar="K", min=1, help="Minibatches to learn each dictionary from.")
+    ] = 96,
+    tones: Annotated[
+        int, typer.Option(metavar="T", min=1, help="Tones that an instrument plays at a time.")
+    ] = 1,
+    search: Annotated[
+        Search, typer.Option(help="full: tones of all frames and the dictionary in turn; greedy: P1 alone.")
+    ] = Search.full,
+    rounds: Annotated[int, typer.Option(metavar="N", min=0, help="Turns of the full search.")] = 3,
     dictionary: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="dictionary.npz of an earlier run, instead of learning."),
     ] = None,
     device: OnDevice = None,
-    hop: Annotated[int, typer.Option(help="Samples between frames, at 48 kHz; a divisor of 6144.")] = 256,
+    hop: Annotated[
+        int, typer.Option(metavar="H", help="Samples between frames, at 48 kHz; a divisor of 6144.")
+    ] = 512,
     full_peaks: Annotated[
         bool, typer.Option("--full-peaks", help="Refine every spectral peak: slower, slightly better.")
     ] = False,
-    masking: Annotated[
-        bool, typer.Option(" /--no-masking", help="Play the tones alone, instead of masking the mixture.")
-    ] = True,
-    phase_iterations: Annotated[int, typer.Option(min=1, help="Griffin-Lim iterations.")] = 1,
+    no_masking: Annotated[
+        bool, typer.Option("--no-masking", help="Play the tones alone, instead of masking the mixture.")
+    ] = False,
+    phase_iterations: Annotated[int, typer.Option(metavar="I", min=1, help="Griffin-Lim iterations.")] = 1,
     share: Annotated[
-        float, typer.Option(min=0, help="Part of the unexplained energy that the instruments share.")
+        float,
+        typer.Option(metavar="E", min=0, help="Part of the unexplained energy that the instruments share."),
     ] = 1e-4,
     cache: Cache = None,
     no_cache: NoCache = False,
@@ -154,15 +167,15 @@ def separate(
 ) -> None:
     """Separate a recording into its instruments.
 
-    OUT receives a stem for each instrument, and the dictionary, the tones (CSV), a picture, and a JSON document
+    OUT receives a stem for each instrument, the dictionary, the tones (CSV), a picture, and a JSON document
     of settings and figures. It appears complete or not at all.
     """
     from jaxsep.audio import OutputFolder, read_audio
 
-    _check_outside(output, mixture, dictionary)
-    with OutputFolder(output, force=force) as folder, TerminalProgress(_stopping) as progress:
+    check_outside(output, mixture, dictionary)
+    with OutputFolder(output, force=force) as folder, TerminalProgress() as progress:
         samples, sample_rate = read_audio(mixture)
-        _start_jax(device, None if no_cache else cache or _user_cache())
+        start_jax(device, cache, no_cache)
         from jaxsep.report.tables import to_json
         from jaxsep.separators.separation import PursuitSettings
         from jaxsep.tones.dictionary import Dictionary
@@ -172,8 +185,10 @@ def separate(
             tones_per_instrument=tones,
             restarts=restarts,
             steps=steps,
+            search=search.value,
+            rounds=rounds,
             full_peaks=full_peaks,
-            masking=masking,
+            masking=not no_masking,
             share=share,
             phase_iterations=phase_iterations,
         )
@@ -189,23 +204,19 @@ def separate(
 
 
 class _ManyValues(TyperCommand):
-    """A command whose repeatable options take several values: `--reference A B` is `--reference A --reference B`."""
+    """A command of which `--option A B` means `--option A --option B` for options that can be repeated."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         repeatable = {name for p in self.params if getattr(p, "multiple", False) for name in p.opts}
-        return super().parse_args(ctx, _repeat_options(args, repeatable))
-
-
-def _repeat_options(arguments: Sequence[str], repeatable: set[str]) -> list[str]:
-    expanded: list[str] = []
-    option = None
-    for argument in arguments:
-        if argument.startswith("-"):
-            option = argument.partition("=")[0]
-        elif option in repeatable and expanded[-1] != option:
-            expanded.append(option)
-        expanded.append(argument)
-    return expanded
+        expanded: list[str] = []
+        option = None
+        for argument in args:
+            if argument.startswith("-"):
+                option = argument.partition("=")[0]
+            elif option in repeatable and expanded[-1] != option:
+                expanded.append(option)
+            expanded.append(argument)
+        return super().parse_args(ctx, expanded)
 
 
 @app.command(cls=_ManyValues)
@@ -214,18 +225,20 @@ def evaluate(
     estimate: Annotated[
         list[Path], typer.Option(metavar="FILE...", help="The separated stems, in any order.")
     ],
+    cache: Cache = None,
+    no_cache: NoCache = False,
     as_json: AsJson = False,
 ) -> None:
     """Measure separated stems against the true ones.
 
-    SDR, SIR and SAR come in two kinds that must not be compared with each other: one forgives a constant gain, the
-    other any filter of 512 taps, which gives higher figures.
+    SDR, SIR and SAR come in two kinds that must not be compared with each other: one forgives a constant
+    gain, the other any filter of 512 taps, which gives higher figures.
 
     Stems with several channels are averaged. Lengths that differ by less than 1 % are cut to the shortest.
     """
     references, estimates, note = _read_stems(reference, estimate)
-    with TerminalProgress(_stopping) as progress, progress.stage("measuring", 1):
-        _start_jax(Device.cpu, None)
+    with TerminalProgress() as progress, progress.stage("measuring", 1):
+        start_jax(Device.cpu, cache, no_cache)
         from jaxsep.report.tables import evaluation_document, to_json
 
         names = [str(path) for path in reference], [str(path) for path in estimate]
@@ -256,9 +269,9 @@ def spectrogram(
 
     if output.exists() and mixture.exists() and output.samefile(mixture):
         raise ValueError(f"{output} is the recording itself; name another file for the picture.")
-    with _new_file(output, force) as draft, TerminalProgress(_stopping) as progress:
+    with new_file(output, force) as draft, TerminalProgress() as progress:
         samples, sample_rate = read_audio(mixture)
-        _start_jax(device, None if no_cache else cache or _user_cache())
+        start_jax(device, cache, no_cache)
         from jaxsep.report.spectrograms import spectrogram_figure
 
         with progress.stage("spectrogram", 1):
@@ -280,9 +293,9 @@ def demo(
     """Separate the duet that ships with jaxsep, and measure the result against its true stems."""
     from jaxsep.audio import OutputFolder, demo_recording, write_audio
 
-    with OutputFolder(output, force=force) as folder, TerminalProgress(_stopping) as progress:
+    with OutputFolder(output, force=force) as folder, TerminalProgress() as progress:
         mixture, stems, sample_rate = demo_recording()
-        _start_jax(device, None if no_cache else cache or _user_cache())
+        start_jax(device, cache, no_cache)
         import numpy as np
 
         from jaxsep.report.tables import evaluation_document
@@ -332,74 +345,8 @@ def _separate_into(
     return separation, document
 
 
-def _start_jax(device: Device | None, cache: Path | None) -> None:
-    """Imports JAX on the wanted device, with its persistent compilation cache."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # XLA's own log is not for users
-    logging.getLogger("jax").setLevel(logging.ERROR)
-    logging.getLogger("matplotlib").setLevel(logging.ERROR)
-    import jax
-
-    if device is not None:
-        # Only JAX's own choice, which prefers a GPU of any make, copes with one that is not there.
-        jax.config.update("jax_platforms", "cpu" if device is Device.cpu else "")
-    try:
-        backend = jax.default_backend()
-    except RuntimeError as error:
-        raise ValueError(f"JAX finds no device: {error}") from error
-    if device is Device.gpu and backend != "gpu":
-        raise ValueError(
-            "--device gpu: JAX finds no GPU here; leave the option out, or install JAX for the GPU."
-        )
-    if cache is not None and _usable_folder(cache):
-        # A cache that cannot be read or written costs time only.
-        warnings.filterwarnings("ignore", message=".*persistent compilation cache")
-        jax.config.update("jax_compilation_cache_dir", str(cache))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
-
-
-def _user_cache() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()) / "jaxsep"
-
-
-def _usable_folder(path: Path) -> bool:
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError:
-        return False
-    return True
-
-
-def _check_outside(output: Path, *inputs: Path | None) -> None:
-    """Refuses a folder of results around an input, which replacing the folder would delete."""
-    for path in filter(None, inputs):
-        for place in (path.absolute(), path.resolve()):
-            if place.is_relative_to(output.resolve()):
-                raise ValueError(f"{path} lies in the output folder {output}; name another folder.")
-
-
-@contextmanager
-def _new_file(path: Path, force: bool) -> Iterator[Path]:
-    """A draft beside `path` that takes its name when the block ends, and is removed when the block raises."""
-    if path.suffix.lower() != ".png":
-        raise ValueError(f"{path} has the suffix {path.suffix!r}, expected '.png'.")
-    if path.is_dir():
-        raise ValueError(f"{path} is a folder; name a file for the picture.")
-    if path.exists() and not force:
-        raise ValueError(f"{path} exists; name another file or replace it with --force.")
-    draft = path.parent / f".jaxsep-{uuid4().hex}.png"
-    try:
-        draft.touch()
-    except OSError as error:
-        raise ValueError(f"{path} cannot be written: {error.strerror}.") from error
-    try:
-        yield draft
-        draft.replace(path)
-    finally:
-        draft.unlink(missing_ok=True)
-
-
 def _read_stems(references: list[Path], estimates: list[Path]):
-    """Samples `[files, samples]` of both lists, averaged over channels and cut to one length; and a note of it."""
+    """Samples `[files, samples]` of both lists, averaged over channels and cut to one length, and a note."""
     import numpy as np
 
     from jaxsep.audio import read_audio
@@ -420,31 +367,3 @@ def _read_stems(references: list[Path], estimates: list[Path]):
     note = f"cut to the shortest, {min(lengths)} samples" if len(set(lengths)) > 1 else ""
     mono = np.stack([samples[:, : min(lengths)].mean(axis=0) for samples, _ in recordings])
     return mono[: len(references)], mono[len(references) :], note
-
-
-class _Stopped(BaseException):
-    """Ctrl-C or SIGTERM."""
-
-    def __init__(self, number: int):
-        super().__init__(number)
-        self.number = number
-
-
-@contextmanager
-def _stoppable() -> Iterator[None]:
-    """Turns the first SIGINT or SIGTERM into an exception, so that `with` blocks clean up; ignores further ones."""
-
-    def stop(number: int, frame: FrameType | None) -> NoReturn:
-        for each in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(each, signal.SIG_IGN)
-        _stopping.set()
-        raise _Stopped(number)
-
-    _stopping.clear()
-    caught = [n for n in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(n) != signal.SIG_IGN]
-    previous = {number: signal.signal(number, stop) for number in caught}
-    try:
-        yield
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)

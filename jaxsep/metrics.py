@@ -126,7 +126,7 @@ def si_sdr(reference: Float[Array, "samples"], estimate: Float[Array, "_samples"
     reference, estimate = _checked(reference, estimate, ndim=1)
     references, estimate = _unit_energy(reference[None]), _unit_energy(estimate)
     target = _gain_span(references).project(estimate)
-    sdr = _decibels(target, estimate - target, estimate)
+    sdr = _decibels(target, estimate - target)
     return _lowest_where(_silent(references[0]) | _silent(estimate), sdr)
 
 
@@ -269,9 +269,9 @@ def _score_estimate(
     """SDR, SIR and SAR of one estimate for each reference it might belong to."""
     target = jax.vmap(lambda span: span.project(estimate))(single)
     explained = full.project(estimate)
-    sdr = _decibels(target, estimate - target, estimate)
-    sir = _decibels(target, explained - target, estimate)
-    sar = _decibels(explained, estimate - explained, estimate)
+    sdr = _decibels(target, estimate - target)
+    sir = _decibels(target, explained - target)
+    sar = _decibels(explained, estimate - explained)
     silent = _silent(estimate)
     absent = silent | silent_references
     sar = jnp.broadcast_to(_lowest_where(silent, sar), sdr.shape)
@@ -279,13 +279,10 @@ def _score_estimate(
 
 
 def _decibels(
-    wanted: Float[Array, "*batch samples"],
-    unwanted: Float[Array, "*batch samples"],
-    estimate: Float[Array, "samples"],
+    wanted: Float[Array, "*batch samples"], unwanted: Float[Array, "*batch samples"]
 ) -> Float[Array, "*batch"]:
-    """Ratio of two parts of the estimate, both raised by the energy of the estimate's rounding error."""
-    energy = _energy(estimate)
-    floor = jnp.finfo(estimate.dtype).eps ** 2 * jnp.where(energy == 0, 1, energy)
+    """Ratio of two parts of a signal of unit energy, both raised by the energy of its rounding error."""
+    floor = jnp.finfo(wanted.dtype).eps ** 2
     return 10 * (jnp.log10(_energy(wanted) + floor) - jnp.log10(_energy(unwanted) + floor))
 
 

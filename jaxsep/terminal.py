@@ -14,6 +14,7 @@ from rich.progress import Progress as Bars
 from rich.table import Table
 
 from jaxsep.progress import Progress
+from jaxsep.runtime import is_stopping
 
 __all__ = ["TerminalProgress", "show_evaluation", "show_separation"]
 
@@ -21,15 +22,14 @@ __all__ = ["TerminalProgress", "show_evaluation", "show_separation"]
 class TerminalProgress(Progress):
     """A bar for each stage on stderr while in its context; elsewhere than on a terminal, a line at its end.
 
-    Until the first step of a stage has ended, the bar says that the program compiles.
+    Until the first step of a stage has ended, the bar says that the program compiles. After Ctrl-C or SIGTERM
+    the next step of every thread raises `InterruptedError`.
 
     Arguments:
-        stopping: once it is set, the next step of any thread raises `InterruptedError`.
         console: by default stderr; bars are shown where it is a terminal.
     """
 
-    def __init__(self, stopping: threading.Event | None = None, console: Console | None = None):
-        self._stopping = stopping or threading.Event()
+    def __init__(self, console: Console | None = None):
         self._console = console or Console(stderr=True, force_terminal=sys.stderr.isatty())
         self._lock = threading.Lock()
         self._stages: dict[str, _Stage] = {}
@@ -60,7 +60,7 @@ class TerminalProgress(Progress):
 
     def advance(self, name: str, note: str = "") -> None:
         """One step of a stage has ended."""
-        if self._stopping.is_set():
+        if is_stopping():
             raise InterruptedError(f"{name} is interrupted")
         with self._lock:
             stage = self._stages[name]
@@ -71,8 +71,10 @@ class TerminalProgress(Progress):
         """A stage has ended."""
         with self._lock:
             stage = self._stages.pop(name)
-        self._bars.update(stage.task, note="")
-        if self._bars.disable and stage.done >= stage.total:
+        if sys.exc_info()[0] is not None:  # it is being left by an exception
+            return
+        self._bars.update(stage.task, total=stage.total, completed=stage.total, note="")
+        if self._bars.disable:
             self._console.print(f"{name}: {time.perf_counter() - stage.start:.1f} s", highlight=False)
 
 
@@ -86,14 +88,14 @@ def show_separation(document: dict[str, Any], output: Path) -> None:
     """Prints the summary of a separation.
 
     Arguments:
-        document: as `separation_document` makes it, with the names of the `stems`.
+        document: as `separation_document` makes it.
         output: the folder of the results.
     """
-    console = Console(highlight=False, soft_wrap=True)
+    console = _stdout()
     seconds = document["seconds"]
     console.print(
         f"{document['input']['file']}: {document['input']['duration_s']:.1f} s separated into "
-        f"{document['num_instruments']} instruments in {sum(seconds.values()):.1f} s on {document['device']}"
+        f"{document['num_instruments']} instruments in {sum(seconds.values()):.1f} s on {document['device']}",
     )
     stages = _table("stage", "seconds")
     for name, value in seconds.items():
@@ -103,13 +105,13 @@ def show_separation(document: dict[str, Any], output: Path) -> None:
         chosen, *others = (f"{loss:.4f}" for loss in losses)
         console.print(f"loss of each restart: {chosen} (chosen)", *others)
     console.print(f"results: {output}/")
-    for name in (*document["stems"], "dictionary.npz", "overview.png", "separation.json", "tones.csv"):
-        console.print(f"  {name}")
+    for file in sorted(output.iterdir()):
+        console.print(f"  {file.name}")
 
 
 def show_evaluation(document: dict[str, Any]) -> None:
     """Prints the figures of an evaluation, as `evaluation_document` makes it, in dB."""
-    console = Console(highlight=False, soft_wrap=True)
+    console = _stdout()
     table = _table("reference", "estimate", "measure", "SDR", "SIR", "SAR")
     for row, reference in enumerate(document["references"]):
         named = ""
@@ -123,6 +125,11 @@ def show_evaluation(document: dict[str, Any]) -> None:
         table.add_row("", "", "SI-SDR", f"{document['si_sdr'][row]:.2f}", "", "", end_section=True)
     console.print(table)
     console.print("all figures in dB; larger is better")
+
+
+def _stdout():
+    # File names may look like markup.
+    return Console(markup=False, emoji=False, highlight=False, soft_wrap=True)
 
 
 def _table(*columns):

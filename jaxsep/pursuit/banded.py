@@ -5,7 +5,7 @@ import math
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from jaxsep.tones.rendering import add_windows, window_offsets
 from jaxsep.tones.tones import width_bounds
@@ -16,7 +16,9 @@ __all__ = ["PeakFit", "refine_peaks"]
 #: found, and Gaussians 10 bins apart are orthogonal to 1e-3.
 _NEIGHBOURS = 3
 
-#: Iterations of conjugate gradients in one step. Solving exactly takes as many steps.
+#: Iterations of conjugate gradients in a step. On music (1000 peaks, three rounds of four steps) the pursuit
+#: took 5.5 ms per frame with these four, and 10.9 ms with a block-banded Cholesky factorisation, whose exact
+#: steps are no better: the residual was 1.76 % of the frame's norm with these and 1.85 % with those.
 _ITERATIONS = 4
 
 _DAMPING_START, _DAMPING_MIN, _DAMPING_MAX = 1.0, 1e-3, 1e4
@@ -38,7 +40,7 @@ class PeakFit(eqx.Module):
     parameters: Float[Array, "3 peaks"]
     residual: Float[Array, " bins"]
     loss: Float[Array, ""]
-    num_steps: Array
+    num_steps: Int[Array, ""]
 
 
 class _State(eqx.Module):
@@ -100,7 +102,8 @@ def _evaluate(parameters, active, spectrum):
     residual = spectrum - _model(amplitude, position, width, shapes, nearest, num_bins)
     # Σ_f r g d^k, k = 0, 1, 2, with d the distance from the peak, from the moments about the nearest bin
     powers = jnp.stack([jnp.ones_like(offsets), offsets, offsets**2], axis=1)
-    m0, m1, m2 = (_windows(residual, nearest, offsets.shape[0]) * shapes @ powers).T
+    weighted = _windows(residual, nearest, offsets.shape[0]) * shapes
+    m0, m1, m2 = jnp.matmul(weighted, powers, precision="highest").T
     moments = jnp.stack([m0, m1 + shift * m0, m2 + shift * (2 * m1 + shift * m0)])
     by_shape = moments / jnp.stack([jnp.ones_like(width), width**2, width**3])
     return residual, -by_shape * _scales(width)
@@ -153,7 +156,7 @@ def _propose(parameters, gradient, active, damping):
 
 
 def _neighbours(values):
-    """Values of the peaks `-_NEIGHBOURS … _NEIGHBOURS` places on, zero beyond the ends, on a new first axis."""
+    """Values of the peaks up to `_NEIGHBOURS` places before and after, on a new first axis."""
     reach, size = _NEIGHBOURS, values.shape[-1]
     padded = jnp.pad(values, [(0, 0)] * (values.ndim - 1) + [(reach, reach)])
     return jnp.stack([padded[..., k : k + size] for k in range(2 * reach + 1)])
@@ -162,9 +165,9 @@ def _neighbours(values):
 def _correlations(position, width) -> Float[Array, "neighbours 3 3 peaks"]:
     """Correlation of each peak's derivatives (first 3) with those of its neighbours (second 3).
 
-    With C = ⟨g_1, g_2⟩ / (‖g_1‖ ‖g_2‖) = √(2σ_1σ_2/s) exp(-d²/(2s)), d = μ_1 - μ_2, s = σ_1² + σ_2², the others
-    are derivatives of the overlap s^(-1/2) σ_1 σ_2 exp(-d²/(2s)), written here with α = σ_1²/s, β = σ_2²/s,
-    t = d/√s.
+    With d = μ_1 - μ_2 and s = σ_1² + σ_2², that of the Gaussians is `√(2σ_1σ_2/s) exp(-d²/(2s))`. The others
+    follow by differentiating ⟨g_1, g_2⟩ ∝ σ_1 σ_2 s^(-1/2) exp(-d²/(2s)), with α = σ_1²/s, β = σ_2²/s,
+    t = d/√s and e = t².
     """
     other = _neighbours(width)
     inverse = 1 / (width**2 + other**2)
@@ -177,7 +180,11 @@ def _correlations(position, width) -> Float[Array, "neighbours 3 3 peaks"]:
     width_1, width_2 = beta + e * alpha, alpha + e * beta  # σ_i ∂ln(overlap)/∂σ_i
     rows = [
         [jnp.ones_like(t), two * t * root_beta, 2 / math.sqrt(3) * width_2],
-        [-two * t * root_alpha, 2 * root_alpha * root_beta * (1 - e), six * t * root_alpha * (2 * beta - width_2)],
+        [
+            -two * t * root_alpha,
+            2 * root_alpha * root_beta * (1 - e),
+            six * t * root_alpha * (2 * beta - width_2),
+        ],
         [
             2 / math.sqrt(3) * width_1,
             six * t * root_beta * (width_1 - 2 * alpha),

@@ -37,9 +37,10 @@ _PACKAGES = ("jax", "jaxlib", "numpy")
 def write_tones(path: str | os.PathLike, separation: Separation) -> None:
     """Writes every tone that sounds as a row of a CSV file, by time, then instrument, then pitch.
 
-    The columns are the centre of the frame in seconds, the number of the instrument (from 1, as the stems), the
-    natural fundamental in Hz, the amplitude of the strongest possible harmonic in the spectrogram, where a
-    sinusoid of amplitude 1 has ½, and the inharmonicity b of `f_h = f_0 · h · sqrt(1 + b h²)`.
+    The columns are the centre of the frame in seconds, the number of the instrument (from 1, as the stems),
+    the natural fundamental in Hz, the amplitude, by which the dictionary's harmonics are multiplied to give
+    those of the spectrogram (a sinusoid of amplitude 1 has ½ there), and the inharmonicity b of
+    `f_h = f_0 · h · sqrt(1 + b h²)`.
     """
     tones = separation.tones
     frame, slot = np.nonzero(np.asarray(tones.active))
@@ -72,9 +73,9 @@ def separation_document(
         seed: of its key.
         source: what is known of the recording: its file name, and of a given dictionary.
 
-    Returns: the document; `restart_losses` are the mean lifted losses of the recording under each learned
-    dictionary relative to those without tones, the chosen one first, and empty with a given dictionary;
-    `mean_loss` is the mean over all frames for spectra with a peak of 1.
+    Returns: the document. `restart_losses` are the mean lifted losses under each learned dictionary relative
+    to those without tones, the chosen one first; there are none with a given dictionary. `loss_trace` are
+    the mean losses in the course of the search, for spectra with a peak of 1, and `mean_loss` the final one.
     """
     shape = separation.stems.shape
     return {
@@ -96,6 +97,7 @@ def separation_document(
         "seconds": {name: round(seconds, 3) for name, seconds in separation.seconds.items()},
         "num_tones": int(np.count_nonzero(separation.tones.active)),
         "restart_losses": [float(loss) for loss in separation.restart_losses],
+        "loss_trace": [float(loss) for loss in separation.loss_trace],
         "mean_loss": float(np.mean(separation.loss)),
     }
 
@@ -107,7 +109,7 @@ def versions() -> dict[str, str]:
 
 
 def to_json(document: dict[str, Any]) -> str:
-    """Text of a document; a number that is not finite raises `ValueError` instead of becoming invalid JSON."""
+    """Text of a document; a number that is not finite raises `ValueError`, as JSON has none."""
     return json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 

@@ -1,0 +1,17 @@
+"""`python -m benchmarks NAME [options]` runs a benchmark, prints its tables and writes them as JSON."""
+
+import typer
+
+from benchmarks import artificial, corpus, fidelity, selection, speed
+
+app = typer.Typer(
+    help="Benchmarks of jaxsep. Each prints Markdown tables and writes JSON to benchmarks/results.",
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+for module in (fidelity, speed, artificial, corpus, selection):
+    app.command(module.__name__.rpartition(".")[2])(module.main)
+
+if __name__ == "__main__":
+    app(prog_name="python -m benchmarks")

@@ -1,0 +1,232 @@
+"""What the benchmarks share: environment, timing, tables, result files, recordings, worker processes."""
+
+import json
+import os
+import platform
+import re
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+import jaxsep
+from jaxsep.audio import read_audio
+from jaxsep.metrics import sdr_sir_sar_gain
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+
+_PACKAGES = ("jax", "jaxlib", "numpy", "scipy", "equinox")
+
+
+# ---- Environment ------------------------------------------------------------------------------------------
+
+
+def environment() -> dict[str, Any]:
+    """Device, versions, cores, settings and commit that a measurement belongs to, as values for JSON."""
+    device = jax.devices()[0]
+    return {
+        "device": device.device_kind,
+        "platform": device.platform,
+        "processor": _processor(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "python": platform.python_version(),
+        "versions": {"jaxsep": jaxsep.__version__, **{name: version(name) for name in _PACKAGES}},
+        "commit": _commit(),
+        "variables": {name: os.environ.get(name, "") for name in ("XLA_FLAGS", "OMP_NUM_THREADS")},
+    }
+
+
+def describe(record: Mapping[str, Any]) -> str:
+    """The environment in one line."""
+    versions = ", ".join(f"{name} {number}" for name, number in record["versions"].items())
+    return (
+        f"{record['device']} ({record['platform']}); {record['processor']}, {record['cores']} cores; "
+        f"Python {record['python']}, {versions}; commit {record['commit']}"
+    )
+
+
+def _processor():
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        return platform.processor() or platform.machine()
+    found = re.search(r"^model name\s*:\s*(.+)$", lines, re.MULTILINE)
+    return found[1] if found else platform.machine()
+
+
+def _commit():
+    def git(*arguments):
+        done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=True)
+        return done.stdout.strip()
+
+    try:
+        changed = git("status", "--porcelain", "--untracked-files=no")
+        return git("rev-parse", "--short", "HEAD") + (" with changes" if changed else "")
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def peak_memory() -> int:
+    """Largest resident memory of this process so far, in bytes."""
+    try:
+        # Not `ru_maxrss`: Linux hands a parent's peak down to the processes that it starts.
+        status = Path("/proc/self/status").read_text(encoding="ascii")
+        return 1024 * int(re.search(r"^VmHWM:\s+(\d+) kB", status, re.MULTILINE)[1])
+    except (OSError, TypeError):
+        import resource
+
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak if sys.platform == "darwin" else 1024 * peak
+
+
+# ---- Timing -----------------------------------------------------------------------------------------------
+
+
+class Timing(NamedTuple):
+    """Seconds of the first call, which compiles, and minimum and median of the calls after it."""
+
+    first: float
+    minimum: float
+    median: float
+
+
+def measure(
+    function: Callable[[], Any], *, repeats: int = 5, clock: Callable[[], float] = time.perf_counter
+) -> Timing:
+    """Times a function of no arguments until its result is there; the first call counts apart."""
+
+    def seconds():
+        begin = clock()
+        jax.block_until_ready(function())
+        return clock() - begin
+
+    first = seconds()
+    warm = [seconds() for _ in range(repeats)]
+    return Timing(first, min(warm), statistics.median(warm))
+
+
+# ---- Results ----------------------------------------------------------------------------------------------
+
+
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """A table in Markdown, its columns padded to equal width; floats have four significant digits."""
+
+    def text(cell):
+        return (f"{cell:.4g}" if isinstance(cell, float) else str(cell)).replace("|", "\\|")
+
+    cells = [[text(cell) for cell in row] for row in [header, *rows]]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    lines = ["| " + " | ".join(map(str.ljust, row, widths)) + " |" for row in cells]
+    rule = "|" + "|".join("-" * (width + 2) for width in widths) + "|"
+    return "\n".join([lines[0], rule, *lines[1:]])
+
+
+def decibels(figures: Sequence[float]) -> str:
+    """Figures in dB of several instruments, such as `15.9 / 14.3`."""
+    return " / ".join(f"{figure:.1f}" for figure in figures)
+
+
+def write_json(name: str, document: Mapping[str, Any], *, quick: bool = False) -> Path:
+    """Writes results to `benchmarks/results`; those of a quick run have a file of their own."""
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"{name}{'-quick' if quick else ''}.json"
+    path.write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    return path
+
+
+# ---- Recordings and recorded results ----------------------------------------------------------------------
+
+
+class Piece(NamedTuple):
+    """A mixture `[samples]` with its true stems `[instruments, samples]`."""
+
+    name: str
+    instruments: tuple[str, ...]
+    mixture: np.ndarray
+    stems: np.ndarray
+    sample_rate: int
+
+
+def shared_folder(kind: str) -> Path:
+    """Folder of the `corpus` or the `reference`: `JAXSEP_CORPUS` or `JAXSEP_REFERENCE`, else `../shared`."""
+    variable = f"JAXSEP_{kind.upper()}"
+    folder = Path(os.environ.get(variable) or ROOT.parent / "shared" / kind)
+    if not folder.is_dir():
+        raise SystemExit(f"There is no folder {folder}: name the {kind} folder in {variable}.")
+    return folder
+
+
+def reference(name: str) -> dict[str, np.ndarray]:
+    """Arrays of a file of recorded results."""
+    with np.load(shared_folder("reference") / name) as content:
+        return dict(content)
+
+
+def piece_names() -> list[str]:
+    """Names of all pieces of the corpus."""
+    return sorted(path.parent.name for path in shared_folder("corpus").glob("*/meta.json"))
+
+
+def chosen_pieces(listed: str) -> list[str]:
+    """Names from a list such as `a,b`, all pieces if it is empty."""
+    names, known = split_list(listed), piece_names()
+    for name in names:
+        if name not in known:
+            raise SystemExit(f"There is no piece {name}: the corpus has {', '.join(known)}.")
+    return names or known
+
+
+def split_list(listed: str) -> list[str]:
+    """Entries of a list such as `a,b`."""
+    return [entry.strip() for entry in listed.split(",") if entry.strip()]
+
+
+def load_piece(name: str, seconds: float | None = None) -> Piece:
+    """A piece of the corpus, or its first `seconds`."""
+    folder = shared_folder("corpus") / name
+    meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
+    instruments = tuple(stem["name"] for stem in meta["stems"])
+    tracks = []
+    for track in ("mix", *instruments):
+        samples, rate = read_audio(folder / f"{track}.flac")
+        tracks.append(samples[0, : None if seconds is None else round(seconds * rate)])
+    return Piece(name, instruments, tracks[0], np.stack(tracks[1:]), rate)
+
+
+def scores(references: np.ndarray, estimates: np.ndarray) -> dict[str, list[float]]:
+    """Gain-only SDR, SIR and SAR in dB of each reference, computed in float64."""
+    with jax.enable_x64(True):
+        figures = sdr_sir_sar_gain(*(np.asarray(x, np.float64) for x in (references, estimates)))
+        return {name: np.asarray(getattr(figures, name)).tolist() for name in ("sdr", "sir", "sar")}
+
+
+# ---- Worker processes -------------------------------------------------------------------------------------
+
+
+def call_worker(module: str, request: Mapping[str, Any], variables: Mapping[str, str]) -> dict[str, Any]:
+    """What `python -m module` answers to a request in a fresh process; both are JSON."""
+    completed = subprocess.run(
+        [sys.executable, "-m", module],
+        input=json.dumps(request),
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+        env={**os.environ, **variables},
+        check=False,
+    )
+    if completed.returncode:
+        raise SystemExit(f"The worker {module} ended with code {completed.returncode} on {dict(request)}.")
+    return json.loads(completed.stdout.splitlines()[-1])
+
+
+def answer(function: Callable[..., dict[str, Any]]) -> None:
+    """The worker's side of `call_worker`."""
+    print(json.dumps(function(**json.load(sys.stdin))))

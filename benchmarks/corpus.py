@@ -1,0 +1,148 @@
+"""Every piece of the corpus separated blindly, each in a fresh process, beside the oracle ratio mask."""
+
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import typer
+from jaxtyping import Float
+
+from benchmarks.common import (
+    answer,
+    call_worker,
+    chosen_pieces,
+    decibels,
+    describe,
+    environment,
+    load_piece,
+    markdown_table,
+    peak_memory,
+    scores,
+    split_list,
+    write_json,
+)
+from jaxsep.audio import resample
+from jaxsep.separators.pursuit import separate
+from jaxsep.separators.separation import PursuitSettings
+from jaxsep.signal.masks import ratio_masks
+from jaxsep.signal.stft import GaussianSTFT
+
+ANALYSIS_RATE = 48_000
+#: The wall time is that of a first run: nothing compiled is taken from earlier ones.
+_FRESH = {"JAX_ENABLE_COMPILATION_CACHE": "false"}
+_QUICK = {"restarts": 1, "steps": 3, "search": "greedy"}
+
+
+def main(
+    quick: bool = False,
+    search: str = typer.Option("full", help="full or greedy."),
+    seconds: float = typer.Option(None, help="Use the first so many seconds of each piece.", min=0.3),
+    pieces: str = typer.Option("", help="Names, separated by commas.  [default: all]"),
+    seeds: str = typer.Option("0", help="Numbers, separated by commas."),
+) -> None:
+    """Quality, wall time and memory of the separation of every piece."""
+    settings = {**_QUICK} if quick else {"search": search}
+    names = chosen_pieces(pieces)[: 1 if quick else None]
+    seconds = 3.0 if quick and seconds is None else seconds
+    document = {"environment": environment(), "settings": settings, "seconds": seconds, "runs": []}
+    print(describe(document["environment"]))
+    print(f"Settings {settings or 'default'}, first {seconds or 'all'} seconds, seeds {seeds}")
+    for name in names:
+        for seed in map(int, split_list(seeds)):
+            request = {"name": name, "seconds": seconds, "seed": seed, "settings": settings}
+            run = call_worker("benchmarks.corpus", request, _FRESH)
+            document["runs"].append(run)
+            print(" ".join(row(run)), flush=True)
+            path = write_json("corpus", document, quick=quick)
+    print(f"\n{table(document['runs'])}\n\nWritten to {path}")
+
+
+def separate_piece(
+    name: str, seconds: float | None, seed: int, settings: dict[str, Any]
+) -> dict[str, Any]:
+    """Separates one piece; wall time and peak memory are those of a process that does nothing before."""
+    piece = load_piece(name, seconds)
+    begin = time.perf_counter()
+    separation = separate(
+        piece.mixture,
+        piece.sample_rate,
+        len(piece.instruments),
+        settings=PursuitSettings(**settings),
+        key=jax.random.key(seed),
+    )
+    wall = time.perf_counter() - begin
+    memory = peak_memory()
+    return {
+        "piece": name,
+        "instruments": piece.instruments,
+        "duration": piece.mixture.size / piece.sample_rate,
+        "seed": seed,
+        "wall_seconds": wall,
+        "stage_seconds": separation.seconds,
+        "peak_memory": memory,
+        "loss": float(np.mean(separation.loss)),
+        "restart_losses": [float(loss) for loss in separation.restart_losses],
+        **scores(piece.stems, separation.stems),
+        "oracle": scores(piece.stems, oracle_stems(piece.stems, piece.mixture, piece.sample_rate)),
+    }
+
+
+def oracle_stems(
+    stems: Float[np.ndarray, "instruments samples"],
+    mixture: Float[np.ndarray, " samples"],
+    sample_rate: int,
+    *,
+    hop: int = 512,
+) -> Float[np.ndarray, "instruments samples"]:
+    """The mixture times `|S_i| / Σ_j |S_j|` of the true stems: what a ratio mask can reach at best.
+
+    The masks act on the Gaussian STFT at 48 kHz, and the phase is the mixture's.
+    """
+    stft = GaussianSTFT(hop=hop)
+    tracks = resample(np.concatenate([mixture[None], stems]), sample_rate, ANALYSIS_RATE)
+    mixed = stft.analyse(jnp.asarray(tracks[0]))
+    magnitudes = jnp.stack([jnp.abs(stft.analyse(jnp.asarray(track))) for track in tracks[1:]])
+    masks = ratio_masks(magnitudes, jnp.abs(mixed))
+    estimates = np.stack([np.asarray(stft.synthesise(mask * mixed, tracks.shape[1])) for mask in masks])
+    estimates = resample(estimates, ANALYSIS_RATE, sample_rate)[:, : mixture.size]
+    return np.pad(estimates, [(0, 0), (0, mixture.size - estimates.shape[1])])
+
+
+HEADER = ["piece", "seed", "wall s", "peak GiB", "SDR", "SIR", "SAR", "mean SDR", "oracle SDR"]
+HEADER += ["restart loss", "loss"]
+
+
+def row(run: dict[str, Any]) -> list[str]:
+    """A run as cells; figures in dB are in the order of the instruments."""
+    return [
+        f"{run['piece']} ({', '.join(run['instruments'])})",
+        str(run["seed"]),
+        f"{run['wall_seconds']:.1f}",
+        f"{run['peak_memory'] / 2**30:.2f}",
+        *(decibels(run[name]) for name in ("sdr", "sir", "sar")),
+        f"{np.mean(run['sdr']):.2f}",
+        f"{np.mean(run['oracle']['sdr']):.1f}",
+        f"{run['restart_losses'][0]:.3f}",
+        f"{run['loss']:.4f}",
+    ]
+
+
+def table(runs: list[dict[str, Any]]) -> str:
+    """Markdown of all runs and their means (gain-only measures, dB)."""
+
+    def mean(figure):
+        return float(np.mean([figure(run) for run in runs]))
+
+    last = ["**mean**", "", f"{mean(lambda run: run['wall_seconds']):.1f}"]
+    last += [f"{mean(lambda run: run['peak_memory']) / 2**30:.2f}"]
+    last += [f"{mean(lambda run, name=name: np.mean(run[name])):.2f}" for name in ("sdr", "sir", "sar")]
+    last += [f"{mean(lambda run: np.mean(run['sdr'])):.2f}"]
+    last += [f"{mean(lambda run: np.mean(run['oracle']['sdr'])):.1f}"]
+    last += [f"{mean(lambda run: run['restart_losses'][0]):.3f}", f"{mean(lambda run: run['loss']):.4f}"]
+    return markdown_table(HEADER, [*map(row, runs), last])
+
+
+if __name__ == "__main__":
+    answer(separate_piece)

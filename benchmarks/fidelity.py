@@ -1,0 +1,118 @@
+"""Losses that the pursuits reach, against those recorded of the published program on the same frames."""
+
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from benchmarks.common import describe, environment, markdown_table, reference, write_json
+from jaxsep.pursuit.peaks import PeakPursuit
+from jaxsep.pursuit.tone_pursuit import TonePursuit
+from jaxsep.signal.log_frequency import log_frequency_spectrogram
+from jaxsep.tones.axes import LinearAxis, LogAxis
+
+SETTINGS = ("trained_tone1", "trained_tone2", "random4_tone1", "random4_tone2")
+#: Axis of the recorded linear spectra: 48 kHz, frames of 12 288 samples, without the Nyquist bin.
+LINEAR_AXIS = LinearAxis(6144, 48_000 / 12_288)
+#: A loss above the recorded one by less than this factor counts as equal.
+EQUAL = 1.02
+
+
+def main(quick: bool = False) -> None:
+    """Losses of the tone pursuit and residuals of the peak pursuit, against recorded ones."""
+    record = environment()
+    print(describe(record))
+    limit = 8 if quick else None
+    tones = [tone_losses(name, dtype, limit) for name in SETTINGS for dtype in ("float32", "float64")]
+    peaks = [peak_residuals(dtype, limit) for dtype in ("float32", "float64")]
+    print(f"\nTone pursuit, {tones[0]['frames']} frames: lifted loss\n")
+    print(tone_table(tones))
+    print(f"\nPeak pursuit, full, {peaks[0]['frames']} frames: norm of the residual / norm of the spectrum\n")
+    print(peak_table(peaks))
+    path = write_json("fidelity", {"environment": record, "tones": tones, "peaks": peaks}, quick=quick)
+    print(f"\nWritten to {path}")
+
+
+@eqx.filter_jit
+def pursue(pursuit, spectra, dictionary):
+    """Pursuit of all frames, compiled once for each shape."""
+    return pursuit(spectra, dictionary)
+
+
+def tone_losses(setting: str, dtype: str, limit: int | None = None) -> dict[str, Any]:
+    """Mean loss of the default tone pursuit in one of the recorded settings."""
+    recorded = reference("tone_frames.npz")
+    losses = recorded[f"{setting}_loss"][:limit]
+    with jax.enable_x64(dtype == "float64"):
+        spectra = jnp.asarray(recorded["log_spectra"][:limit], dtype)
+        dictionary = jnp.asarray(recorded[f"{setting}_dictionary"], dtype)
+        result = pursue(TonePursuit(tones_per_instrument=int(setting[-1])), spectra, dictionary)
+        ours, steps = np.asarray(result.loss), np.asarray(result.steps)
+    return {
+        "setting": setting,
+        "dtype": dtype,
+        "frames": losses.size,
+        "recorded_loss": float(losses.mean()),
+        "loss": float(ours.mean()),
+        "equal_fraction": float(np.mean(ours <= EQUAL * losses)),
+        "largest_ratio": float(np.max(ours / losses)),
+        "recorded_evaluations": float(recorded[f"{setting}_evaluations"][:limit].mean()),
+        "evaluations": float(steps.mean()),
+    }
+
+
+def peak_residuals(dtype: str, limit: int | None = None) -> dict[str, Any]:
+    """Relative residual of the full peak pursuit, and the distance of the log-frequency spectra it makes."""
+    recorded = reference("peak_frames.npz")
+    residuals, expected = recorded["relative_residual"][:limit], recorded["log_spectra"][:limit]
+    with jax.enable_x64(dtype == "float64"):
+        magnitudes = jnp.asarray(recorded["linear_spectra"][:limit], dtype)
+        ours = np.asarray(PeakPursuit.full()(magnitudes).relative_residual)
+        spectra = log_frequency_spectrogram(magnitudes, LINEAR_AXIS, LogAxis(), PeakPursuit.full())
+        distance = np.linalg.norm(np.asarray(spectra) - expected, axis=1) / np.linalg.norm(expected, axis=1)
+    return {
+        "dtype": dtype,
+        "frames": residuals.size,
+        "recorded_residual": float(residuals.mean()),
+        "residual": float(ours.mean()),
+        "lower_fraction": float(np.mean(ours <= residuals)),
+        "log_spectrum_distance": float(distance.mean()),
+    }
+
+
+def tone_table(rows: list[dict[str, Any]]) -> str:
+    """Markdown of `tone_losses`."""
+    header = ["setting", "precision", "recorded", "jaxsep", f"within {EQUAL}×", "largest ratio"]
+    header += ["evaluations recorded", "jaxsep"]
+    cells = [
+        [
+            row["setting"],
+            row["dtype"],
+            f"{row['recorded_loss']:.5f}",
+            f"{row['loss']:.5f}",
+            f"{row['equal_fraction']:.0%}",
+            row["largest_ratio"],
+            f"{row['recorded_evaluations']:.0f}",
+            f"{row['evaluations']:.0f}",
+        ]
+        for row in rows
+    ]
+    return markdown_table(header, cells)
+
+
+def peak_table(rows: list[dict[str, Any]]) -> str:
+    """Markdown of `peak_residuals`."""
+    header = ["precision", "recorded", "jaxsep", "at or below recorded", "distance of log spectra"]
+    cells = [
+        [
+            row["dtype"],
+            f"{row['recorded_residual']:.4f}",
+            f"{row['residual']:.4f}",
+            f"{row['lower_fraction']:.0%}",
+            f"{row['log_spectrum_distance']:.4f}",
+        ]
+        for row in rows
+    ]
+    return markdown_table(header, cells)

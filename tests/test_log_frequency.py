@@ -1,0 +1,148 @@
+"""Log-frequency spectrogram against the dense sum, the baseline, finite differences and recorded results."""
+
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from benchmarks import scipy_baseline as baseline
+from jaxsep.pursuit.peaks import PeakPursuit, Peaks
+from jaxsep.signal.log_frequency import log_frequency_spectrogram, log_frequency_spectrum
+from jaxsep.tones.axes import LinearAxis, LogAxis
+from jaxsep.tones.tones import SINUSOID_WIDTH
+
+REFERENCE = Path(__file__).resolve().parents[1] / ".." / "shared" / "reference"
+LINEAR, LOG = LinearAxis(6144, 48_000 / 12_288), LogAxis()
+NARROW = LinearAxis(400, 4.0), LogAxis(200, 20.0, 1600.0)  # a small pair of axes
+
+
+def gaussian_frames(amplitude, position, num_bins=400, width=SINUSOID_WIDTH):
+    f = np.arange(num_bins)[:, None]
+    return np.exp(-((f - np.array(position)) ** 2) / (2 * width**2)) @ np.array(amplitude)
+
+
+def some_peaks(dtype=np.float64):
+    amplitude = np.array([0.5, 1.0, 0.3, 0.8, 0.2, 0.7], dtype)
+    position = np.array([10.2, 110.7, 111.9, 6000.3, -3.0, 0.0], dtype)
+    width = np.array([1.9, 2.4, 1.6, 2.8, 1.9, 1.9], dtype)
+    return amplitude, position, width
+
+
+def test_peaks_keep_amplitude_and_width_in_bins():
+    amplitude, position, width = some_peaks()
+    with jax.enable_x64(True):
+        peaks = Peaks(*map(jnp.asarray, some_peaks()), jnp.ones(6, bool))
+        spectrum = log_frequency_spectrum(peaks, LINEAR, LOG)
+    heard = position > 0
+    centre = 1024 / np.log(1024) * np.log(position[heard] * LINEAR.resolution / 20)
+    j = np.arange(1024)[:, None]
+    dense = np.exp(-((j - centre) ** 2) / (2 * width[heard] ** 2)) @ amplitude[heard]
+    np.testing.assert_allclose(spectrum, dense, atol=1e-8)
+    theirs = baseline.log_frequency_spectrum(baseline.Peaks(amplitude, position, width))
+    np.testing.assert_allclose(spectrum, theirs, atol=1e-8)
+
+
+def test_inactive_peaks_are_not_heard_and_dtype_is_kept():
+    peaks = Peaks(*map(jnp.asarray, some_peaks(np.float32)), jnp.array([False] * 6))
+    spectrum = log_frequency_spectrum(peaks, LINEAR, LOG)
+    assert spectrum.dtype == jnp.float32
+    assert not spectrum.any()
+
+
+def test_octaves_are_equally_far_apart_and_sinusoids_look_alike():
+    with jax.enable_x64(True):
+        position = 30.3 * 2.0 ** np.arange(4)
+        frames = jnp.asarray(gaussian_frames(np.ones(4), position))[None]
+        spectrum = log_frequency_spectrogram(frames, *NARROW)[0]
+        centre = NARROW[1].to_bin(jnp.asarray(position * 4.0))
+        np.testing.assert_allclose(np.diff(centre), 200 * np.log(2) / np.log(80), rtol=1e-9)
+        j = np.arange(200)[:, None]
+        expected = np.exp(-((j - np.asarray(centre)) ** 2) / (2 * SINUSOID_WIDTH**2)).sum(1)
+        np.testing.assert_allclose(spectrum, expected, atol=1e-6)
+
+
+def test_frames_are_those_of_the_pursuit():
+    rng = np.random.default_rng(0)
+    frames = jnp.asarray(
+        [gaussian_frames(rng.uniform(0.1, 1, 9), rng.uniform(5, 395, 9)) for _ in range(19)], jnp.float32
+    )
+    pursuit = PeakPursuit(max_peaks=16)
+    spectrogram = log_frequency_spectrogram(frames, *NARROW, pursuit)
+    peaks = pursuit(frames).peaks
+    for k in range(19):
+        one = log_frequency_spectrum(jax.tree.map(lambda x, k=k: x[k], peaks), *NARROW)
+        np.testing.assert_allclose(spectrogram[k], one, atol=1e-5)
+
+
+def test_jit_equals_eager():
+    frames = jnp.asarray(gaussian_frames([1.0, 0.4], [100.3, 107.1]), jnp.float32)[None]
+    jitted = log_frequency_spectrogram(frames, *NARROW, PeakPursuit(max_peaks=4))
+    with jax.disable_jit():
+        eager = log_frequency_spectrogram(frames, *NARROW, PeakPursuit(max_peaks=4))
+    np.testing.assert_allclose(jitted, eager, atol=1e-5)
+
+
+def test_gradient_is_the_finite_difference():
+    with jax.enable_x64(True):
+        frame = gaussian_frames([1.0, 0.4, 0.7], [60.3, 107.1, 111.5]) + 1e-3
+        weight = jnp.asarray(np.random.default_rng(0).normal(size=200))
+
+        def total(frame):
+            return weight @ log_frequency_spectrogram(frame[None], *NARROW, PeakPursuit(max_peaks=8))[0]
+
+        gradient = jax.grad(total)(jnp.asarray(frame))
+        for f in (59, 60, 61, 106, 107, 111, 112):
+            step = 1e-6 * (np.arange(400) == f)
+            slope = (total(jnp.asarray(frame + step)) - total(jnp.asarray(frame - step))) / 2e-6
+            assert abs(slope) > 1e-3
+            np.testing.assert_allclose(gradient[f], slope, rtol=1e-4)
+
+
+def test_silence_gives_zeros_and_finite_gradients():
+    frames = np.zeros((3, 400), np.float32)
+    frames[1] = gaussian_frames([1.0], [50.2])
+    frames[2, 30] = 1.0  # neighbours are exactly zero
+    total = lambda frames: jnp.sum(log_frequency_spectrogram(frames, *NARROW) ** 2)
+    spectrogram = log_frequency_spectrogram(jnp.asarray(frames), *NARROW)
+    gradient = jax.grad(total)(jnp.asarray(frames))
+    assert np.isfinite(spectrogram).all()
+    assert not spectrogram[0].any()
+    assert spectrogram[1].max() > 0.9
+    assert np.isfinite(gradient).all()
+    assert not gradient[0].any()
+    assert np.abs(gradient[1]).max() > 0.1
+
+
+def test_invalid_frames_give_zeros():
+    frames = np.ones((2, 400), np.float32)
+    frames[0, 5] = np.nan
+    frames[1] = gaussian_frames([1.0], [50.2])
+    spectrogram = log_frequency_spectrogram(jnp.asarray(frames), *NARROW)
+    assert not spectrogram[0].any()
+    assert spectrogram[1].max() > 0.9
+
+
+def test_wrong_number_of_bins_is_named():
+    with pytest.raises(ValueError, match="magnitudes: expected 400 bins as linear_axis has, got 401"):
+        log_frequency_spectrogram(jnp.zeros((1, 401)), *NARROW)
+
+
+def test_agrees_with_the_recorded_spectrograms():
+    path = REFERENCE / "peak_frames.npz"
+    if not path.exists():
+        pytest.skip(f"recorded results not found: {path}")
+    recorded = np.load(path)
+    frames, theirs = jnp.asarray(recorded["linear_spectra"]), recorded["log_spectra"]
+
+    def difference(pursuit):
+        ours = log_frequency_spectrogram(frames, LINEAR, LOG, pursuit)
+        return np.linalg.norm(ours - theirs, axis=1) / np.linalg.norm(theirs, axis=1)
+
+    # Both explain the linear spectra to a few percent of their norm, with peaks of their own.
+    full, default = difference(PeakPursuit.full()), difference(PeakPursuit())
+    assert np.median(full) < 0.06
+    assert full.max() < 0.12
+    assert np.median(default) < 0.12
+    assert default.max() < 0.3
