@@ -1,7 +1,8 @@
 """Every piece of the corpus separated blindly, each in a fresh process, beside the oracle ratio mask."""
 
+import json
 import time
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
@@ -37,31 +38,30 @@ _QUICK = {"restarts": 1, "steps": 3, "search": "greedy"}
 
 def main(
     quick: bool = False,
-    search: str = typer.Option("full", help="full or greedy."),
-    seconds: float = typer.Option(None, help="Use the first so many seconds of each piece.", min=0.3),
-    pieces: str = typer.Option("", help="Names, separated by commas.  [default: all]"),
-    seeds: str = typer.Option("0", help="Numbers, separated by commas."),
+    search: Annotated[str, typer.Option(help="full or greedy.")] = "full",
+    seconds: Annotated[float | None, typer.Option(help="Use the start of each piece alone.", min=0.3)] = None,
+    pieces: Annotated[str, typer.Option(help="Names, separated by commas.  [default: all]")] = "",
+    seeds: Annotated[str, typer.Option(help="Numbers, separated by commas.")] = "0",
+    options: Annotated[str, typer.Option(help="Further fields of PursuitSettings, as JSON.")] = "{}",
 ) -> None:
     """Quality, wall time and memory of the separation of every piece."""
-    settings = {**_QUICK} if quick else {"search": search}
+    settings = {"search": search, **(_QUICK if quick else {}), **json.loads(options)}
     names = chosen_pieces(pieces)[: 1 if quick else None]
     seconds = 3.0 if quick and seconds is None else seconds
     document = {"environment": environment(), "settings": settings, "seconds": seconds, "runs": []}
     print(describe(document["environment"]))
-    print(f"Settings {settings or 'default'}, first {seconds or 'all'} seconds, seeds {seeds}")
+    print(f"{PursuitSettings(**settings)}\nfirst {seconds or 'all'} seconds, seeds {seeds}\n")
     for name in names:
         for seed in map(int, split_list(seeds)):
             request = {"name": name, "seconds": seconds, "seed": seed, "settings": settings}
             run = call_worker("benchmarks.corpus", request, _FRESH)
             document["runs"].append(run)
-            print(" ".join(row(run)), flush=True)
+            print(" · ".join(row(run)), flush=True)
             path = write_json("corpus", document, quick=quick)
     print(f"\n{table(document['runs'])}\n\nWritten to {path}")
 
 
-def separate_piece(
-    name: str, seconds: float | None, seed: int, settings: dict[str, Any]
-) -> dict[str, Any]:
+def separate_piece(name: str, seconds: float | None, seed: int, settings: dict[str, Any]) -> dict[str, Any]:
     """Separates one piece; wall time and peak memory are those of a process that does nothing before."""
     piece = load_piece(name, seconds)
     begin = time.perf_counter()

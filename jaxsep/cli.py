@@ -176,7 +176,10 @@ def separate(
     with OutputFolder(output, force=force) as folder, TerminalProgress() as progress:
         samples, sample_rate = read_audio(mixture)
         start_jax(device, cache, no_cache)
+        import jax
+
         from jaxsep.report.tables import to_json
+        from jaxsep.separators import pursuit
         from jaxsep.separators.separation import PursuitSettings
         from jaxsep.tones.dictionary import Dictionary
 
@@ -193,9 +196,18 @@ def separate(
             phase_iterations=phase_iterations,
         )
         known = None if dictionary is None else Dictionary.load(dictionary)
+        separation = pursuit.separate(
+            samples,
+            sample_rate,
+            num_instruments,
+            settings=settings,
+            dictionary=known,
+            progress=progress,
+            key=jax.random.key(seed),
+        )
         source = {"file": mixture.name, "dictionary": None if dictionary is None else dictionary.name}
-        _, document = _separate_into(
-            folder, samples, sample_rate, num_instruments, settings, known, seed, source, progress
+        document = _write_results(
+            folder, samples, separation, progress, settings=settings, seed=seed, source=source
         )
     if as_json:
         sys.stdout.write(to_json(document))
@@ -296,53 +308,47 @@ def demo(
     with OutputFolder(output, force=force) as folder, TerminalProgress() as progress:
         mixture, stems, sample_rate = demo_recording()
         start_jax(device, cache, no_cache)
+        import jax
         import numpy as np
 
         from jaxsep.report.tables import evaluation_document
+        from jaxsep.separators import pursuit
         from jaxsep.separators.separation import PursuitSettings
 
-        write_audio(folder / "mixture.wav", mixture, sample_rate)
-        source = {"file": "mixture.wav", "dictionary": None}
-        separation, document = _separate_into(
-            folder, mixture, sample_rate, len(stems), PursuitSettings(), None, seed, source, progress
+        settings, key = PursuitSettings(), jax.random.key(seed)
+        separation = pursuit.separate(
+            mixture, sample_rate, len(stems), settings=settings, progress=progress, key=key
         )
+        source = {"file": "mixture.wav", "dictionary": None}
+        document = _write_results(
+            folder, mixture, separation, progress, settings=settings, seed=seed, source=source
+        )
+        write_audio(folder / "mixture.wav", mixture, sample_rate)
         truth = np.stack(list(stems.values()))
         scores = evaluation_document(truth, separation.stems, list(stems), document["stems"])
     show_separation(document, output)
     show_evaluation(scores)
 
 
-def _separate_into(
-    folder, samples, sample_rate, num_instruments, settings, dictionary, seed, source, progress
-) -> tuple["jaxsep.Separation", dict[str, Any]]:
-    """Separates, and writes all results but the ones of the demo into a folder."""
-    import jax
-
+def _write_results(
+    folder: Path, samples, separation, progress: TerminalProgress, **about: Any
+) -> dict[str, Any]:
+    """Writes everything that a separation found into a folder, and returns its JSON document."""
     from jaxsep.audio import write_audio
     from jaxsep.report.plots import overview
     from jaxsep.report.tables import separation_document, to_json, write_tones
-    from jaxsep.separators.pursuit import separate as separate_samples
 
-    separation = separate_samples(
-        samples,
-        sample_rate,
-        num_instruments,
-        settings=settings,
-        dictionary=dictionary,
-        progress=progress,
-        key=jax.random.key(seed),
-    )
-    stems = [f"stem-{number}.wav" for number in range(1, num_instruments + 1)]
+    stems = [f"stem-{number}.wav" for number in range(1, len(separation.stems) + 1)]
     for name, stem in zip(stems, separation.stems, strict=True):
-        write_audio(folder / name, stem, sample_rate)
+        write_audio(folder / name, stem, separation.sample_rate)
     separation.dictionary.save(folder / "dictionary.npz")
     write_tones(folder / "tones.csv", separation)
     with progress.stage("overview", 1):
-        overview(separation, samples, sample_rate, folder / "overview.png")
+        overview(separation, samples, separation.sample_rate, folder / "overview.png")
         progress.advance("overview")
-    document = separation_document(separation, settings=settings, seed=seed, source=source) | {"stems": stems}
+    document = separation_document(separation, **about) | {"stems": stems}
     (folder / "separation.json").write_text(to_json(document), encoding="utf-8")
-    return separation, document
+    return document
 
 
 def _read_stems(references: list[Path], estimates: list[Path]):

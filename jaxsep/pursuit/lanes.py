@@ -57,7 +57,7 @@ def run_lanes(
         results = jax.tree.map(
             lambda all_, one: all_.at[target].set(one, mode="drop"), results, jax.vmap(finish)(states)
         )
-        tickets = jnp.where(ended, following + jnp.cumsum(ended) - 1, tickets)
+        tickets = jnp.where(ended, following + jnp.cumsum(ended, dtype=jnp.int32) - 1, tickets)
         following = following + jnp.sum(ended, dtype=jnp.int32)
         fresh = jax.vmap(start)(fetch(tickets))
         states = jax.tree.map(lambda new, old: _where(ended, new, old), fresh, states)

@@ -1,7 +1,7 @@
 """The picture of a separation."""
 
 import os
-from typing import IO
+from io import BufferedIOBase
 
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +9,7 @@ from jaxtyping import Array, Float
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from jaxsep.audio import check_samples
 from jaxsep.report.spectrograms import DPI, MAX_COLUMNS, RANGE, WIDTH, audible_bins, draw_levels, levels
 from jaxsep.separators.separation import Separation
 from jaxsep.tones.axes import LogAxis
@@ -23,7 +24,7 @@ def overview(
     separation: Separation,
     samples: Float[np.ndarray | Array, "*channels samples"],
     sample_rate: int,
-    target: str | os.PathLike | IO[bytes],
+    target: str | os.PathLike | BufferedIOBase,
 ) -> None:
     """Draws the spectrograms of mixture and stems with the fundamentals that were found, and the harmonics.
 
@@ -38,8 +39,9 @@ def overview(
 
     Raises: `ValueError` for samples that cannot be a recording.
     """
+    check_samples(samples, sample_rate)
     mixture = levels(samples, sample_rate, "mel")
-    scale = np.shape(samples)[-1] / sample_rate, mixture.max(), audible_bins(mixture)
+    scale = np.shape(samples)[-1] / sample_rate, float(mixture.max()), audible_bins(mixture)
     num_instruments = separation.dictionary.num_instruments
     rows = num_instruments + 1
     figure = Figure(figsize=(WIDTH, 0.6 + 1.75 * rows), dpi=DPI, layout="constrained")

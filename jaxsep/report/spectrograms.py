@@ -3,7 +3,7 @@
 import math
 import os
 from functools import partial
-from typing import IO, Literal, get_args
+from io import BufferedIOBase
 
 import jax
 import jax.numpy as jnp
@@ -28,14 +28,11 @@ __all__ = [
     "MAX_COLUMNS",
     "RANGE",
     "WIDTH",
-    "SpectrogramKind",
     "audible_bins",
     "draw_levels",
     "levels",
     "spectrogram_figure",
 ]
-
-SpectrogramKind = Literal["log", "mel", "cqt", "linear"]
 
 _NAMES = {
     "log": "log-frequency spectrogram from peaks",
@@ -63,9 +60,9 @@ _GREYS = LinearSegmentedColormap.from_list("greys", ["#ffffff", "#d8d8d8", "#8c8
 def spectrogram_figure(
     samples: Float[np.ndarray | Array, "*channels samples"],
     sample_rate: int,
-    target: str | os.PathLike | IO[bytes],
+    target: str | os.PathLike | BufferedIOBase,
     *,
-    kind: SpectrogramKind = "log",
+    kind: str = "log",
     title: str = "",
 ) -> None:
     """Draws the spectrogram of a recording, down to 60 dB below its loudest.
@@ -79,15 +76,17 @@ def spectrogram_figure(
 
     Raises: `ValueError` for samples that cannot be a recording, and for another kind.
     """
-    if kind not in get_args(SpectrogramKind):
-        raise ValueError(f"kind: expected one of {', '.join(get_args(SpectrogramKind))}, got {kind!r}")
+    if kind not in _NAMES:
+        raise ValueError(f"kind: expected one of {', '.join(_NAMES)}, got {kind!r}")
+    check_samples(samples, sample_rate)
     values = levels(samples, sample_rate, kind)
     axis = linear_axis(GaussianSTFT()) if kind == "linear" else LogAxis()
     figure = Figure(figsize=(WIDTH, 5), dpi=DPI, layout="constrained")
     axes = figure.add_subplot()
     seconds = np.shape(samples)[-1] / sample_rate
-    picture = draw_levels(axes, values, axis, seconds, values.max(), audible_bins(values))
-    axes.set_title("   ".join(filter(None, (title, _NAMES[kind]))), loc="left", fontsize=10)
+    picture = draw_levels(axes, values, axis, seconds, float(values.max()), audible_bins(values))
+    heading = "   ".join(filter(None, (title, _NAMES[kind])))
+    axes.set_title(heading, loc="left", fontsize=10, parse_math=False)
     bar = figure.colorbar(picture, ax=axes, pad=0.01, aspect=40)
     bar.set_label("dB relative to the loudest", fontsize=9)
     bar.ax.tick_params(labelsize=8, length=3)
@@ -96,20 +95,19 @@ def spectrogram_figure(
 
 
 def levels(
-    samples: Float[np.ndarray | Array, "*channels samples"], sample_rate: int, kind: SpectrogramKind
+    samples: Float[np.ndarray | Array, "*channels samples"], sample_rate: int, kind: str
 ) -> Float[np.ndarray, "columns bins"]:
     """Spectrogram in dB (a sinusoid of amplitude 1 has -6), with no more columns than a picture has.
 
     Recordings of more than two minutes have several frames in one column, which shows the loudest.
     """
-    check_samples(samples, sample_rate)
     mono = np.atleast_2d(np.asarray(samples, np.float32)).mean(axis=0)
     mono = jnp.asarray(resample(mono, sample_rate, ANALYSIS_RATE))
     stft = GaussianSTFT(hop=int(np.clip(mono.size // MAX_COLUMNS, 512, 4096)))
     num_frames = stft.num_frames(mono.size)
     pooled = min(2 ** math.ceil(math.log2(max(1, num_frames / MAX_COLUMNS))), _CHUNK)
     if kind == "cqt":
-        frames = constant_q_spectrogram(mono, sample_rate=ANALYSIS_RATE, hop=stft.hop)
+        frames = constant_q_spectrogram(mono, sample_rate=float(ANALYSIS_RATE), hop=stft.hop)
         columns = _pool(jnp.pad(frames, ((0, -num_frames % pooled), (0, 0))), pooled)
     else:
         starts = jnp.arange(0, num_frames, _CHUNK)
@@ -122,7 +120,7 @@ def levels(
 def _columns(samples, first, stft, kind, pooled):
     magnitudes = jnp.abs(stft.analyse(samples, first_frame=first, num_frames=_CHUNK))
     if kind == "mel":
-        magnitudes = mel_spectrogram(magnitudes, sample_rate=ANALYSIS_RATE)
+        magnitudes = mel_spectrogram(magnitudes, sample_rate=float(ANALYSIS_RATE))
     elif kind == "log":
         axis = linear_axis(stft)
         magnitudes = log_frequency_spectrogram(magnitudes[:, :-1], axis, LogAxis(), PeakPursuit())

@@ -38,16 +38,13 @@ class Dictionary(eqx.Module):
         """Writes an `.npz` file of a JSON header and the array; the file appears whole or not at all."""
         path = Path(path)
         header = {"format": _FORMAT, "version": _VERSION, "arrays": ["harmonics"]}
-        content = io.BytesIO()
-        np.savez(content, header=np.array(json.dumps(header)), harmonics=np.asarray(self.harmonics))
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        draft = path.with_name(f".{path.name}.{os.getpid()}.draft")
         try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(content.getvalue())
-            os.replace(temporary, path)
-        except BaseException:
-            os.unlink(temporary)
-            raise
+            with draft.open("wb") as file:
+                np.savez(file, header=np.array(json.dumps(header)), harmonics=np.asarray(self.harmonics))
+            os.replace(draft, path)
+        finally:
+            draft.unlink(missing_ok=True)
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> "Dictionary":
@@ -58,7 +55,8 @@ class Dictionary(eqx.Module):
         """
         path = Path(path)
         try:
-            with np.load(path, allow_pickle=False) as content:
+            # Opened here, since NumPy leaves a file open that turns out to be no archive.
+            with path.open("rb") as file, np.load(file, allow_pickle=False) as content:
                 header = json.loads(str(content["header"]))
                 harmonics = content["harmonics"]
         except FileNotFoundError:

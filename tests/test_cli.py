@@ -1,0 +1,555 @@
+"""The command line: results, messages, exit codes, and that nothing half-done is left behind."""
+
+import contextlib
+import csv
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import jax
+import numpy as np
+import pytest
+import soundfile
+from rich.console import Console
+from test_report import RATE, sinusoid, synthetic_separation
+
+from jaxsep import cli, runtime
+from jaxsep.report.tables import TONE_COLUMNS, evaluation_document
+from jaxsep.separators import pursuit
+from jaxsep.separators.separation import PursuitSettings
+from jaxsep.terminal import TerminalProgress
+from jaxsep.tones.dictionary import Dictionary
+
+
+@pytest.fixture
+def workplace(tmp_path, monkeypatch):
+    """The working folder with a recording, `mix.wav`."""
+    place = tmp_path / "work"
+    place.mkdir()
+    monkeypatch.chdir(place)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    write("mix.wav", sinusoid(440.0) + sinusoid(660.0))
+    return place
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """Replaces the separation by a made-up one; holds the arguments of each call."""
+    calls = []
+
+    def separate(samples, sample_rate, num_instruments, *, settings, dictionary=None, progress, key):
+        calls.append((samples, sample_rate, num_instruments, settings, dictionary, key))
+        with progress.stage("separating", 1):
+            progress.advance("separating")
+        return synthetic_separation()
+
+    monkeypatch.setattr(pursuit, "separate", separate)
+    return calls
+
+
+def write(path, samples, sample_rate=RATE, subtype="FLOAT"):
+    soundfile.write(path, np.asarray(samples).T, sample_rate, subtype=subtype)
+
+
+def run(*arguments):
+    """Exit code, stdout and stderr of a command line without compilation cache."""
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        code = cli.main([str(argument) for argument in arguments])
+    return code, out.getvalue(), err.getvalue()
+
+
+def contents(folder):
+    return {path: path.is_file() and path.read_bytes() for path in folder.rglob("*")}
+
+
+def in_process(code, *arguments, **options):
+    return subprocess.Popen(
+        [sys.executable, "-c", code, *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "JAX_PLATFORMS": "cpu"},
+        **options,
+    )
+
+
+RESULTS = {"dictionary.npz", "overview.png", "separation.json", "stem-1.wav", "stem-2.wav", "tones.csv"}
+
+
+class TestSeparate:
+    def test_results(self, workplace, quick):
+        code, out, err = run("separate", "mix.wav", "-n", 2, "-o", "new/out", "--no-cache")
+        folder, truth = workplace / "new" / "out", synthetic_separation()
+        assert (code, {path.name for path in folder.iterdir()}) == (0, RESULTS)
+        for number, wanted in enumerate(truth.stems, 1):
+            stem, rate = soundfile.read(folder / f"stem-{number}.wav", dtype="float32")
+            assert rate == RATE
+            np.testing.assert_array_equal(stem, wanted)
+        assert (
+            Dictionary.load(folder / "dictionary.npz").harmonics.tolist()
+            == truth.dictionary.harmonics.tolist()
+        )
+        document = json.loads((folder / "separation.json").read_text())
+        assert document["input"]["file"] == "mix.wav"
+        assert document["stems"] == ["stem-1.wav", "stem-2.wav"]
+        assert {"mix.wav", *RESULTS, "0.2500"} <= set(out.replace(":", " ").split())
+        assert [line.split(":")[0] for line in err.splitlines()] == ["separating", "overview"]
+
+    def test_json_alone_on_stdout(self, workplace, quick):
+        code, out, _ = run("separate", "mix.wav", "-n", 2, "-o", "out", "--json", "--no-cache")
+        assert code == 0
+        assert out == (workplace / "out" / "separation.json").read_text()
+        assert json.loads(out)["num_instruments"] == 2
+
+    def test_defaults_are_those_of_the_library(self, workplace, quick):
+        run("separate", "mix.wav", "-n", 2, "-o", "out", "--no-cache")
+        samples, sample_rate, num_instruments, settings, dictionary, key = quick[0]
+        assert settings == PursuitSettings()
+        assert (samples.shape, sample_rate, num_instruments, dictionary) == ((1, RATE), RATE, 2, None)
+        assert jax.random.key_data(key).tolist() == jax.random.key_data(jax.random.key(0)).tolist()
+
+    @pytest.mark.parametrize(
+        ("arguments", "name", "value"),
+        [
+            (["--restarts", 7], "restarts", 7),
+            (["--steps", 5], "steps", 5),
+            (["--tones", 3], "tones_per_instrument", 3),
+            (["--search", "greedy"], "search", "greedy"),
+            (["--rounds", 0], "rounds", 0),
+            (["--hop", 768], "hop", 768),
+            (["--full-peaks"], "full_peaks", True),
+            (["--no-masking"], "masking", False),
+            (["--share", 0], "share", 0),
+            (["--phase-iterations", 9], "phase_iterations", 9),
+        ],
+    )
+    def test_options(self, workplace, quick, arguments, name, value):
+        code, out, _ = run("separate", "mix.wav", "-n", 2, "-o", "out", "--json", "--no-cache", *arguments)
+        assert code == 0
+        assert getattr(quick[0][3], name) == value != getattr(PursuitSettings(), name)
+        assert json.loads(out)["settings"][name] == value
+
+    def test_seed_and_dictionary(self, workplace, quick):
+        synthetic_separation().dictionary.save("known.npz")
+        arguments = ["--seed", 5, "--dictionary", "known.npz", "--json", "--no-cache"]
+        _, out, _ = run("separate", "mix.wav", "-n", 2, "-o", "out", *arguments)
+        *_, dictionary, key = quick[0]
+        assert dictionary.harmonics.shape == (2, 3)
+        assert jax.random.key_data(key).tolist() == jax.random.key_data(jax.random.key(5)).tolist()
+        assert (json.loads(out)["seed"], json.loads(out)["input"]["dictionary"]) == (5, "known.npz")
+
+    def test_force_replaces_the_old_results(self, workplace, quick):
+        (workplace / "out").mkdir()
+        (workplace / "out" / "old.txt").write_text("old")
+        assert run("separate", "mix.wav", "-n", 2, "-o", "out", "--no-cache")[0] == 2
+        assert contents(workplace / "out") == {workplace / "out" / "old.txt": b"old"}
+        assert run("separate", "mix.wav", "-n", 2, "-o", "out", "--force", "--no-cache")[0] == 0
+        assert {path.name for path in (workplace / "out").iterdir()} == RESULTS
+
+    def test_failure_keeps_the_old_results(self, workplace, quick, monkeypatch):
+        def fail(*_):
+            raise OSError(28, "No space left on device")
+
+        run("separate", "mix.wav", "-n", 2, "-o", "out", "--no-cache")
+        before = contents(workplace)
+        monkeypatch.setattr("jaxsep.report.tables.write_tones", fail)
+        result = run("separate", "mix.wav", "-n", 2, "-o", "out", "--force", "--no-cache")
+        assert (result[0], result[2].splitlines()[-1]) == (2, "jaxsep: No space left on device")
+        assert contents(workplace) == before
+
+    @pytest.mark.parametrize("cache", ["mix.wav", "mix.wav/cache"])
+    def test_unusable_cache(self, workplace, quick, cache):
+        code, _, err = run("separate", "mix.wav", "-n", 2, "-o", "out", "--cache", cache)
+        assert (code, "cache" in err) == (0, False)
+
+    @pytest.mark.slow
+    def test_a_recording_from_end_to_end(self, workplace):
+        time = np.arange(2 * RATE) / RATE
+        beats = np.floor(4 * time) % 4
+        flute = np.sin(2 * np.pi * 440 * time * 1) * (0.6 + 0.1 * beats)
+        reed = sum(np.sin(2 * np.pi * 220 * h * time) / h**0.3 for h in (1, 3, 5, 7, 9)) / 3
+        mixture = 0.2 * np.stack([flute + reed, flute - 0.5 * reed]).astype(np.float32)
+        write("duet.wav", mixture, RATE)
+        quick = ["--restarts", 1, "--steps", 3, "--rounds", 0]
+        code, out, err = run("separate", "duet.wav", "-n", 2, "-o", "out", "--json", "--no-cache", *quick)
+        assert code == 0
+        assert len(err.splitlines()) <= len(json.loads(out)["seconds"]) + 1
+        stems = [soundfile.read(f"out/stem-{number}.wav", dtype="float32")[0].T for number in (1, 2)]
+        np.testing.assert_allclose(sum(stems), mixture, atol=1e-5)
+        with open("out/tones.csv", newline="") as file:
+            header, *rows = csv.reader(file)
+        assert tuple(header) == TONE_COLUMNS
+        assert {row[1] for row in rows} <= {"1", "2"}
+        assert len(rows) == json.loads(out)["num_tones"] > 0
+        assert 0 < json.loads(out)["mean_loss"] < np.inf
+        assert len(json.loads(out)["restart_losses"]) == 1
+
+
+def truncated(path):
+    write(path, sinusoid(440.0), subtype="PCM_16")
+    with open(path, "rb+") as file:
+        file.truncate(1000)
+
+
+def replaced(samples, value):
+    samples = samples.copy()
+    samples[100] = value
+    return samples
+
+
+#: What makes `bad.wav`, and a part of the message.
+BAD_RECORDINGS = {
+    "missing": (lambda path: None, "does not exist"),
+    "folder": (os.mkdir, "is a folder"),
+    "empty": (lambda path: open(path, "w").close(), "is empty"),
+    "truncated": (truncated, "is truncated"),
+    "not audio": (lambda path: np.arange(9999.0).tofile(path), "is not audio"),
+    "no samples": (lambda path: write(path, np.zeros(0)), "0 samples"),
+    "one sample": (lambda path: write(path, np.ones(1)), "1 samples"),
+    "NaN": (lambda path: write(path, replaced(sinusoid(440.0), np.nan)), "NaN"),
+    "infinite": (lambda path: write(path, replaced(sinusoid(440.0), np.inf)), "infinite"),
+    "silence": (lambda path: write(path, np.zeros(RATE)), "silence"),
+}
+
+#: Options for `separate mix.wav`, and a part of the message.
+BAD_OPTIONS = {
+    "no instruments": (["-n", 0, "-o", "out"], "--instruments"),
+    "too many instruments": (["-n", 17, "-o", "out"], "--instruments"),
+    "instruments in words": (["-n", "two", "-o", "out"], "--instruments"),
+    "no output": (["-n", 2], "--output"),
+    "no option": (["-n", 2, "-o", "out", "--sed", 1], "No such option"),
+    "two recordings": (["mix.wav", "-n", 2, "-o", "out"], "mix.wav"),
+    "output with content": (["-n", 2, "-o", "full"], "is not empty"),
+    "output is a file": (["-n", 2, "-o", "mix.wav"], "is a file"),
+    "output in a file": (["-n", 2, "-o", "mix.wav/out"], "cannot be written"),
+    "working folder": (["-n", 2, "-o", ".", "--force"], "lies in the output folder"),
+    "hop": (["-n", 2, "-o", "out", "--hop", 100], "hop: expected a divisor of 6144"),
+    "restarts": (["-n", 2, "-o", "out", "--restarts", 0], "--restarts"),
+    "share": (["-n", 2, "-o", "out", "--share", "nan"], "share"),
+    "search": (["-n", 2, "-o", "out", "--search", "wide"], "--search"),
+    "device": (["-n", 2, "-o", "out", "--device", "abacus"], "--device"),
+    "missing dictionary": (["-n", 2, "-o", "out", "--dictionary", "no.npz"], "no file no.npz"),
+    "no dictionary": (["-n", 2, "-o", "out", "--dictionary", "mix.wav"], "not a dictionary"),
+    "dictionary of another shape": (["-n", 2, "-o", "out", "--dictionary", "flat.npz"], "shape (3,)"),
+    "dictionary with NaN": (["-n", 2, "-o", "out", "--dictionary", "nan.npz"], "expected values in [0, 1]"),
+    "dictionary of others": (
+        ["-n", 2, "-o", "out", "--dictionary", "three.npz"],
+        "expected 2 instruments, got 3",
+    ),
+}
+
+
+@pytest.fixture
+def no_long_work(monkeypatch):
+    def fail(*_):
+        raise AssertionError("long work began")
+
+    monkeypatch.setattr(pursuit, "log_spectra", fail)
+
+
+def save_dictionary(path, harmonics):
+    header = {"format": "jaxsep dictionary", "version": 1, "arrays": ["harmonics"]}
+    np.savez(path, header=np.array(json.dumps(header)), harmonics=np.asarray(harmonics, np.float32))
+
+
+@pytest.mark.usefixtures("no_long_work")
+class TestMistakes:
+    """One line on stderr, exit code 2, and everything as it was."""
+
+    def complaint(self, place, *arguments):
+        before = contents(place)
+        code, out, err = run(*arguments)
+        assert (code, out) == (2, "")
+        assert err.startswith("jaxsep: ")
+        assert err.count("\n") == 1
+        assert err.endswith("\n")
+        assert contents(place) == before
+        return err
+
+    @pytest.mark.parametrize("case", BAD_RECORDINGS)
+    @pytest.mark.parametrize("command", ["separate", "spectrogram", "evaluate"])
+    def test_recording(self, workplace, case, command):
+        make, message = BAD_RECORDINGS[case]
+        make("bad.wav")
+        arguments = {
+            "separate": ["bad.wav", "-n", 2, "-o", "out", "--no-cache"],
+            "spectrogram": ["bad.wav", "-o", "out.png", "--no-cache"],
+            "evaluate": ["--reference", "mix.wav", "--estimate", "bad.wav", "--no-cache"],
+        }
+        err = self.complaint(workplace, command, *arguments[command])
+        assert message in err
+        assert "bad.wav" in err
+
+    def test_shorter_than_a_window(self, workplace):
+        write("short.wav", sinusoid(440.0, seconds=0.25))
+        err = self.complaint(workplace, "separate", "short.wav", "-n", 2, "-o", "out", "--no-cache")
+        assert "at least one window of 0.256 s, got 0.250 s" in err
+
+    @pytest.mark.parametrize("case", BAD_OPTIONS)
+    def test_option(self, workplace, case):
+        options, message = BAD_OPTIONS[case]
+        (workplace / "full").mkdir()
+        (workplace / "full" / "mine.txt").write_text("mine")
+        save_dictionary("flat.npz", [1, 0.5, 0.25])
+        save_dictionary("nan.npz", [[1, np.nan], [1, 0.5]])
+        save_dictionary("three.npz", np.ones((3, 5)))
+        assert message in self.complaint(workplace, "separate", "mix.wav", *options, "--no-cache")
+
+    @pytest.mark.parametrize("linked", [False, True])
+    def test_input_in_the_folder_to_replace(self, workplace, linked):
+        (workplace / "out").mkdir()
+        name = "out/../out/mix.wav"
+        os.symlink("../mix.wav", name) if linked else os.rename("mix.wav", name)
+        arguments = ["-n", 2, "-o", "out", "--force", "--no-cache"]
+        assert "lies in the output folder" in self.complaint(workplace, "separate", name, *arguments)
+
+    def test_dictionary_in_the_folder_to_replace(self, workplace):
+        (workplace / "out").mkdir()
+        save_dictionary("out/mine.npz", np.ones((2, 5)))
+        arguments = ["-n", 2, "-o", "out", "--force", "--dictionary", "out/mine.npz"]
+        assert "lies in the output folder" in self.complaint(workplace, "separate", "mix.wav", *arguments)
+
+    def test_no_gpu(self, workplace):
+        if jax.default_backend() == "gpu":
+            pytest.skip("there is a GPU")
+        for command in (
+            ["separate", "mix.wav", "-n", 2, "-o", "out"],
+            ["spectrogram", "mix.wav", "-o", "a.png"],
+        ):
+            assert "no GPU" in self.complaint(workplace, *command, "--device", "gpu", "--no-cache")
+
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            (["mix.wav", "-o", "a.jpg"], "expected '.png'"),
+            (["mix.wav", "-o", "there.png"], "exists"),
+            (["mix.wav", "-o", "folder.png", "--force"], "is a folder"),
+            (["mix.wav", "-o", "no/a.png"], "cannot be written"),
+            (["there.png", "-o", "there.png", "--force"], "is the recording itself"),
+            (["mix.wav", "-o", "a.png", "--kind", "bark"], "--kind"),
+        ],
+    )
+    def test_spectrogram(self, workplace, arguments, message):
+        (workplace / "there.png").write_text("old")
+        (workplace / "folder.png").mkdir()
+        assert message in self.complaint(workplace, "spectrogram", *arguments, "--no-cache")
+
+    def test_evaluate(self, workplace):
+        write("fast.wav", sinusoid(440.0), 2 * RATE)
+        write("long.wav", sinusoid(440.0, seconds=1.02))
+        for estimates, message in {
+            ("mix.wav", "mix.wav"): "expected 1 files",
+            ("fast.wav",): "fast.wav has 32000 samples per second, expected 16000",
+            ("long.wav",): "long.wav has 16320 samples, expected 16000",
+        }.items():
+            arguments = ["--reference", "mix.wav", "--estimate", *estimates, "--no-cache"]
+            assert message in self.complaint(workplace, "evaluate", *arguments)
+        assert "--reference" in self.complaint(workplace, "evaluate", "--estimate", "mix.wav")
+
+    def test_unknown_command(self, workplace):
+        assert "seperate" in self.complaint(workplace, "seperate", "mix.wav")
+
+
+class TestEvaluate:
+    @pytest.fixture
+    def stems(self, workplace):
+        truth = np.random.default_rng(0).standard_normal((2, 4000)).astype(np.float32) / 8
+        noise = np.random.default_rng(1).standard_normal((2, 4000)).astype(np.float32) / 50
+        names = ["a.wav", "b.wav", "x.wav", "y.wav"]
+        signals = [*truth, *(truth[::-1] + noise)]
+        for name, signal_ in zip(names, signals, strict=True):
+            write(name, signal_)
+        return np.stack(signals)
+
+    @pytest.mark.parametrize(
+        "arguments",
+        [
+            ["--reference", "a.wav", "b.wav", "--estimate", "x.wav", "y.wav", "--json"],
+            ["--json", "--estimate", "x.wav", "y.wav", "--reference", "a.wav", "b.wav"],
+            [
+                "--reference",
+                "a.wav",
+                "--estimate=x.wav",
+                "--json",
+                "--reference=b.wav",
+                "--estimate",
+                "y.wav",
+            ],
+            ["--reference=a.wav", "b.wav", "--estimate", "x.wav", "--estimate", "y.wav", "--json"],
+        ],
+    )
+    def test_figures_are_those_of_the_metrics(self, stems, arguments):
+        code, out, _ = run("evaluate", *arguments, "--no-cache")
+        wanted = evaluation_document(stems[:2], stems[2:], ["a.wav", "b.wav"], ["x.wav", "y.wav"])
+        assert (code, json.loads(out)) == (0, wanted | {"note": ""})
+        assert json.loads(out)["gain"]["permutation"] == [1, 0]
+
+    def test_table(self, stems):
+        code, out, _ = run(
+            "evaluate", "--reference", "a.wav", "b.wav", "--estimate", "x.wav", "y.wav", "--no-cache"
+        )
+        document = evaluation_document(stems[:2], stems[2:], ["a.wav", "b.wav"], ["x.wav", "y.wav"])
+        assert code == 0
+        assert ["a.wav", "y.wav", "gain", "only"] in [line.split()[:4] for line in out.splitlines()]
+        for measure in ("gain", "filter_512"):
+            for name in ("sdr", "sir", "sar"):
+                assert all(f"{figure:.2f}" in out for figure in document[measure][name])
+        assert all(f"{figure:.2f}" in out for figure in document["si_sdr"])
+
+    def test_different_lengths_and_channels(self, stems):
+        write("x.wav", np.stack([stems[2, :3990] + 0.1, stems[2, :3990] - 0.1]))
+        arguments = ["--reference", "a.wav", "b.wav", "--estimate", "x.wav", "y.wav", "--no-cache"]
+        code, out, _ = run("evaluate", *arguments, "--json")
+        wanted = evaluation_document(
+            stems[:2, :3990], stems[2:, :3990], ["a.wav", "b.wav"], ["x.wav", "y.wav"]
+        )
+        assert (code, json.loads(out)["samples"]) == (0, 3990)
+        np.testing.assert_allclose(json.loads(out)["gain"]["sdr"], wanted["gain"]["sdr"], rtol=1e-5)
+        assert json.loads(out)["note"] == "cut to the shortest, 3990 samples"
+        assert "cut to the shortest" in run("evaluate", *arguments)[1]
+
+
+class TestOthers:
+    def test_spectrogram(self, workplace):
+        arguments = ["spectrogram", "mix.wav", "-o", "a.png", "--kind", "mel", "--no-cache"]
+        code, out, err = run(*arguments)
+        assert (code, out, err.count("\n")) == (0, "", 1)
+        assert (workplace / "a.png").read_bytes().startswith(b"\x89PNG")
+        (workplace / "a.png").write_text("old")
+        assert run(*arguments, "--force")[0] == 0
+        assert (workplace / "a.png").read_bytes().startswith(b"\x89PNG")
+        assert {path.name for path in workplace.iterdir()} == {"mix.wav", "a.png"}
+
+    def test_demo(self, workplace, monkeypatch):
+        """The made-up separation of the duet is the truth itself, in another order."""
+        from jaxsep.audio import demo_recording
+
+        mixture, truth, sample_rate = demo_recording()
+
+        def separate(samples, rate, num_instruments, *, settings, progress, key):
+            np.testing.assert_array_equal(samples, mixture)
+            separation = synthetic_separation()
+            stems = np.stack(list(truth.values())[::-1])
+            return type(separation)(**{**vars(separation), "stems": stems, "sample_rate": rate})
+
+        monkeypatch.setattr(pursuit, "separate", separate)
+        code, out, _ = run("demo", "--no-cache")
+        assert code == 0
+        assert {path.name for path in (workplace / "jaxsep-demo").iterdir()} == {*RESULTS, "mixture.wav"}
+        assert soundfile.info("jaxsep-demo/stem-1.wav").samplerate == sample_rate
+        rows = [line.split() for line in out.splitlines()]
+        (first,) = (row for row in rows if row[:1] == ["recorder"])
+        assert first[1:4] == ["stem-2.wav", "gain", "only"]
+        assert all(float(figure) > 100 for figure in first[4:])
+
+    def test_version(self, capsys):
+        code, out, _ = run("--version")
+        assert (code, out.split()[0]) == (0, "jaxsep")
+
+    def test_without_arguments_help(self):
+        code, out, _ = run()
+        assert code == 0
+        assert all(command in out for command in ("separate", "evaluate", "spectrogram", "demo"))
+
+
+class TestImports:
+    def test_help_and_mistakes_do_not_wait_for_jax(self, tmp_path):
+        code = (
+            "import sys; from jaxsep.cli import main\n"
+            "codes = [main(['separate', '--help']), main(['separate', 'no.wav', '-n', '2', '-o', 'out'])]\n"
+            "print(codes, sorted({'jax', 'matplotlib', 'equinox'} & set(sys.modules)))"
+        )
+        out, err = in_process(code, cwd=tmp_path).communicate()
+        assert out.splitlines()[-1] == "[0, 2] []"
+        assert err == "jaxsep: no.wav does not exist.\n"
+
+    def test_public_names_start_no_backend(self):
+        code = (
+            "import sys, jaxsep; first = 'jax' in sys.modules\n"
+            "from jaxsep import *\n"
+            "from jax._src import xla_bridge\n"
+            "print(first, all(name in globals() for name in jaxsep.__all__), xla_bridge.backends_are_initialized())"
+        )
+        out, err = in_process(code).communicate()
+        assert (out.strip(), err) == ("False True False", "")
+
+    def test_unknown_name(self):
+        import jaxsep
+
+        with pytest.raises(AttributeError, match="no attribute 'seperate'"):
+            _ = jaxsep.seperate
+
+
+#: A separation that waits for its end, in a thread as the library does.
+WAITING = """
+import sys, time, jaxsep.separators.pursuit as pursuit
+from concurrent.futures import ThreadPoolExecutor
+from jaxsep.cli import main
+def separate(*args, progress, **options):
+    def work(_):
+        print("started", flush=True)
+        while True:
+            time.sleep(0.01)
+            progress.advance("waiting")
+    with progress.stage("waiting", 10), ThreadPoolExecutor(2) as pool:
+        list(pool.map(work, range(1)))
+pursuit.separate = separate
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+class TestProgress:
+    @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+    def test_signals_leave_nothing_behind(self, workplace, number):
+        before = contents(workplace)
+        process = in_process(WAITING, "separate", "mix.wav", "-n", "2", "-o", "new/out", "--no-cache")
+        assert process.stdout.readline() == "started\n"
+        assert contents(workplace) != before
+        process.send_signal(number)
+        begin = time.perf_counter()
+        out, err = process.communicate(timeout=60)
+        word = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}[number]
+        assert (process.returncode, out, err) == (128 + number, "", f"jaxsep: {word}\n")
+        assert contents(workplace) == before
+        assert time.perf_counter() - begin < 20
+
+    def test_handlers_are_restored(self):
+        before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+        with pytest.raises(runtime.Stopped), runtime.stoppable():
+            signal.raise_signal(signal.SIGTERM)
+        assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
+        with runtime.stoppable():
+            assert not runtime.is_stopping()
+
+    def test_bar(self):
+        console = Console(file=io.StringIO(), force_terminal=True, width=100)
+        with TerminalProgress(console) as progress, progress.stage("learning", 400):
+            time.sleep(0.3)
+            assert "compiling" in console.file.getvalue()
+            threads = [
+                threading.Thread(target=lambda: [progress.advance("learning", "loss 0.5") for _ in range(50)])
+                for _ in range(8)
+            ]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+            (task,) = progress._bars.tasks
+            assert (task.completed, task.total) == (400, 400)
+            time.sleep(0.3)
+            assert console.file.getvalue().rindex("loss 0.5") > console.file.getvalue().rindex("compiling")
+
+    def test_a_line_for_each_stage_without_a_terminal(self):
+        console = Console(file=io.StringIO(), force_terminal=False)
+        with contextlib.suppress(ZeroDivisionError), TerminalProgress(console) as progress:
+            with progress.stage("learning", 5):
+                progress.advance("learning")  # fewer steps than announced
+            with progress.stage("pursuit", 1):
+                _ = 1 / 0
+        assert [line.split(":")[0] for line in console.file.getvalue().splitlines()] == ["learning"]
