@@ -42,9 +42,7 @@ BATCH = 64
 
 def main(
     quick: bool = False,
-    restarts: Annotated[
-        str, typer.Option(help="Numbers of restarts that share the training frames.")
-    ] = "1,2",
+    restarts: Annotated[str, typer.Option(help="Numbers of restarts, separated by commas.")] = "1,2",
 ) -> None:
     """Separation of artificial spectra with the true dictionary and with learned ones."""
     record = environment()

@@ -37,9 +37,7 @@ DUPLICATE = 0.98
 def main(
     quick: bool = False,
     keys: Annotated[int, typer.Option(help="Number of keys.", min=1)] = 10,
-    restarts: Annotated[
-        int | None, typer.Option(help="Of each key.  [default: PursuitSettings']", min=1)
-    ] = None,
+    restarts: Annotated[int | None, typer.Option(help="Of each key.  [default: jaxsep's]", min=1)] = None,
     search: Annotated[str, typer.Option(help="greedy or full.")] = "greedy",
     seconds: Annotated[float, typer.Option(help="Use the start of each piece alone.", min=0.3)] = 12.0,
     pieces: Annotated[str, typer.Option(help="Names, separated by commas.")] = PIECES,

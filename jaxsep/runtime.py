@@ -83,7 +83,7 @@ def check_outside(output: Path, *inputs: Path | None) -> None:
     """Refuses a folder of results around an input, which replacing the folder would delete."""
     for path in filter(None, inputs):
         for place in (path.resolve(), path.parent.resolve() / path.name):  # what a link names, and the link
-            if place.is_relative_to(output.resolve()):
+            if output.resolve() in place.parents:
                 raise ValueError(f"{path} lies in the output folder {output}; name another folder.")
 
 

@@ -20,7 +20,7 @@ class PursuitOutcome(eqx.Enumeration):
     explained = "No further tone lowers the residual enough."
     rounds_used = "All rounds were used and the last tone still helped: allow more tones per instrument."
     silent = "The spectrum is zero: there is nothing to find."
-    nonfinite = "The spectrum holds NaN or infinity: check the samples it was made from."
+    invalid = "The spectrum holds NaN, infinity or a negative value: check the samples it was made from."
 
 
 class PursuitResult(eqx.Module):
@@ -77,16 +77,18 @@ class TonePursuit(eqx.Module):
             spectra: nonnegative log-frequency magnitudes with a peak about 1 over the recording.
             dictionary: relative amplitudes of the harmonics, in [0, 1].
 
-        Returns: the tones with the loss of each frame. A frame that is not finite has no tones and says so
-        in its outcome.
+        Returns: the tones with the loss of each frame. An invalid frame has no tones and says so in its
+        outcome.
 
-        Raises: `ValueError` if the number of bins is not the axis's.
+        Raises: `ValueError` without a frame, or if the number of bins is not the axis's.
         """
         if spectra.shape[1] != self.objective.axis.num_bins:
             raise ValueError(f"spectra: expected {self.objective.axis.num_bins} bins, got {spectra.shape[1]}")
+        if spectra.shape[0] < 1:
+            raise ValueError("spectra: expected at least 1 frame, got 0")
         dictionary = dictionary.astype(spectra.dtype)
-        finite = jnp.all(jnp.isfinite(spectra), axis=1)
-        spectra = jnp.where(finite[:, None], spectra, 0)
+        valid = jnp.all(jnp.isfinite(spectra) & (spectra >= 0), axis=1)
+        spectra = jnp.where(valid[:, None], spectra, 0)
         silent = jnp.max(spectra, axis=1) <= 0
         state = self._begin(spectra, dictionary.shape[0], silent)
         bank = PatternBank.build(dictionary, self.objective)
@@ -94,7 +96,7 @@ class TonePursuit(eqx.Module):
         for size, rounds in _round_sizes(state.tones.capacity):
             body = lambda _, state, size=size: self._round(state, spectra, dictionary, bank, size)
             state = jax.lax.fori_loop(0, rounds, body, state)
-        outcome = jax.vmap(_outcome)(finite, silent, state.live)
+        outcome = jax.vmap(_outcome)(valid, silent, state.live)
         return PursuitResult(state.tones, state.loss, initial, outcome, state.steps)
 
     def _begin(self, spectra, num_instruments, silent):
@@ -156,10 +158,10 @@ class _Progress(eqx.Module):
     steps: Int[Array, " frames"]
 
 
-def _outcome(finite, silent, live):
+def _outcome(valid, silent, live):
     outcome = PursuitOutcome.where(live, PursuitOutcome.rounds_used, PursuitOutcome.explained)
     outcome = PursuitOutcome.where(silent, PursuitOutcome.silent, outcome)
-    return PursuitOutcome.where(finite, outcome, PursuitOutcome.nonfinite)
+    return PursuitOutcome.where(valid, outcome, PursuitOutcome.invalid)
 
 
 def _round_sizes(capacity: int) -> list[tuple[int, int]]:

@@ -6,6 +6,7 @@ from jaxtyping import Array, Float
 
 from jaxsep.pursuit.peaks import PeakPursuit, Peaks, map_frames, render_peaks
 from jaxsep.tones.axes import LinearAxis, LogAxis
+from jaxsep.tones.tones import SINUSOID_WIDTH
 
 __all__ = ["log_frequency_spectrogram", "log_frequency_spectrum"]
 
@@ -28,7 +29,7 @@ def log_frequency_spectrum(
     moved = Peaks(
         amplitude=jnp.where(audible, peaks.amplitude, 0),
         position=log_axis.to_bin(jnp.where(audible, frequency, log_axis.f_min)),
-        width=peaks.width,
+        width=jnp.where(audible, peaks.width, SINUSOID_WIDTH),
         active=audible,
     )
     return render_peaks(moved, log_axis)

@@ -1,9 +1,7 @@
 """Dictionaries: the relative amplitudes of the harmonics of each instrument."""
 
-import io
 import json
 import os
-import tempfile
 from pathlib import Path
 
 import equinox as eqx

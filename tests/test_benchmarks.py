@@ -1,0 +1,191 @@
+"""The parts of the benchmarks that compute or decide something, apart from the measurements."""
+
+import importlib
+import json
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+import soundfile
+from typer.testing import CliRunner
+
+from benchmarks import common, selection, speed
+from benchmarks.artificial import cosine, make_learner, random_tones, seen_frames
+from benchmarks.corpus import oracle_stems
+
+RATE = 16_000
+
+
+def harmonic_tone(fundamental, seconds=1.0):
+    time = np.arange(round(seconds * RATE)) / RATE
+    return sum(np.sin(2 * np.pi * h * fundamental * time) / h for h in range(1, 6)).astype(np.float32)
+
+
+def write_piece(folder, stems, name="duet"):
+    (folder / name).mkdir()
+    for track, samples in {"mix": sum(stems.values()), **stems}.items():
+        soundfile.write(folder / name / f"{track}.flac", 0.2 * samples, RATE)
+    (folder / name / "meta.json").write_text(json.dumps({"stems": [{"name": stem} for stem in stems]}))
+
+
+def test_environment_names_device_and_versions():
+    record = common.environment()
+    assert record["platform"] == jax.default_backend()
+    assert record["versions"]["jax"] == jax.__version__
+    assert record["versions"]["numpy"] == np.__version__
+    assert record["cores"] >= 1
+    assert json.loads(json.dumps(record)) == record
+    line = common.describe(record)
+    assert "\n" not in line
+    assert all(part in line for part in (record["device"], jax.__version__, record["commit"]))
+
+
+def test_markdown_table_is_aligned_and_escapes():
+    table = common.markdown_table(["a|b", "figure"], [["x", 0.123456], ["longer", 7]])
+    lines = table.split("\n")
+    assert len({len(line) for line in lines}) == 1
+    cells = [[cell.strip() for cell in line.strip("|").replace("\\|", "¦").split("|")] for line in lines]
+    assert cells[0] == ["a¦b", "figure"]
+    assert cells[2:] == [["x", "0.1235"], ["longer", "7"]]
+    assert set(lines[1]) == {"|", "-"}
+
+
+def test_measure_keeps_the_first_call_apart():
+    ticks = iter([0.0, 5.0, 5.0, 6.0, 6.0, 9.0, 9.0, 11.0])
+    calls = []
+    timing = common.measure(lambda: calls.append(1), repeats=3, clock=lambda: next(ticks))
+    assert len(calls) == 4
+    assert timing == common.Timing(first=5.0, minimum=1.0, median=2.0)
+
+
+def test_peak_memory_grows_with_what_is_used():
+    block = np.ones(2**26)  # a parent's peak is not its child's
+    code = """if True:
+        import numpy as np
+        from benchmarks.common import peak_memory
+        before, block = peak_memory(), np.ones(2**24)
+        print(before, peak_memory())
+    """
+    run = subprocess.run(
+        [sys.executable, "-c", code], cwd=common.ROOT, capture_output=True, text=True, check=True
+    )
+    before, after = map(int, run.stdout.split())
+    assert 2**24 < before < block.nbytes <= common.peak_memory()
+    assert after - before == pytest.approx(8 * 2**24, rel=0.2)
+
+
+def test_an_absent_folder_ends_with_one_sentence(monkeypatch, tmp_path):
+    monkeypatch.setenv("JAXSEP_CORPUS", str(tmp_path / "nowhere"))
+    with pytest.raises(SystemExit, match=r"There is no folder .*nowhere: .* in JAXSEP_CORPUS\.$"):
+        common.piece_names()
+
+
+def test_pieces_are_read_from_the_corpus(monkeypatch, tmp_path):
+    stems = {"low": harmonic_tone(220.0), "high": harmonic_tone(310.0)}
+    write_piece(tmp_path, stems)
+    monkeypatch.setenv("JAXSEP_CORPUS", str(tmp_path))
+    assert common.chosen_pieces("") == common.chosen_pieces("duet, ") == ["duet"]
+    with pytest.raises(SystemExit, match="There is no piece trio: the corpus has duet"):
+        common.chosen_pieces("trio")
+    piece = common.load_piece("duet", seconds=0.5)
+    assert piece.instruments == ("low", "high")
+    assert piece.stems.shape == (2, RATE // 2)
+    np.testing.assert_allclose(piece.stems.sum(axis=0), piece.mixture, atol=1e-4)
+    np.testing.assert_allclose(piece.stems[1], 0.2 * stems["high"][: RATE // 2], atol=1e-4)
+
+
+def test_results_are_written_as_json(monkeypatch, tmp_path):
+    monkeypatch.setattr(common, "RESULTS", tmp_path / "results")
+    paths = [common.write_json("some", {"figure": value}, quick=value > 1) for value in (1.0, 2.0)]
+    assert [path.name for path in paths] == ["some.json", "some-quick.json"]
+    assert [json.loads(path.read_text())["figure"] for path in paths] == [1.0, 2.0]
+
+
+def test_oracle_mask_separates_tones_apart_in_frequency():
+    stems = np.stack([harmonic_tone(220.0), 0.5 * harmonic_tone(310.0)])
+    mixture = stems.sum(axis=0)
+    estimates = oracle_stems(stems, mixture, RATE)
+    assert estimates.shape == stems.shape
+    inside = slice(100, -100)  # of where the resampling rings
+    np.testing.assert_allclose(estimates.sum(axis=0)[inside], mixture[inside], atol=1e-3)
+    unmasked = common.scores(stems, np.stack([mixture, mixture]))
+    masked = common.scores(stems, estimates)
+    assert max(unmasked["sdr"]) < 7
+    assert min(masked["sdr"]) > 20
+    assert min(masked["sir"]) > 30
+
+
+def test_the_baseline_is_compared_at_equal_loss():
+    runs = [
+        {"setting": "coarse", "seconds_per_frame": 1.0, "loss": 0.5},
+        {"setting": "fine", "seconds_per_frame": 3.0, "loss": 0.2},
+        {"setting": "finest", "seconds_per_frame": 9.0, "loss": 0.1},
+    ]
+    chosen = [speed.cheapest_equal(runs, loss)["setting"] for loss in (0.6, 0.3, 0.199, 0.05)]
+    assert chosen == ["coarse", "fine", "fine", "finest"]
+
+
+def test_numpy_stft_is_the_definition():
+    samples = np.random.default_rng(1).standard_normal(400)
+    hop, window_std = 32, 8
+    time = np.arange(-6 * window_std, 6 * window_std)
+    window = np.exp(-0.5 * (time / window_std) ** 2)
+    padded = np.pad(samples, 200)
+    frames = speed.numpy_stft(samples, hop, window_std)
+    assert frames.shape == (14, 49)
+    for frame, frequency in ((0, 3), (5, 20), (13, 48)):
+        wave = np.exp(-2j * np.pi * frequency * time / time.size)
+        expected = np.sum(window / window.sum() * padded[200 + frame * hop + time] * wave)
+        assert frames[frame, frequency] == pytest.approx(expected, abs=1e-12)
+
+
+def test_recorded_tones_keep_empty_slots_empty():
+    slots = np.full((2, 3, 5), np.nan)
+    slots[0, 1] = 1, 0.5, 300.0, 2.0, 1e-4
+    tones = speed.recorded_tones(slots)
+    assert np.asarray(tones.active).sum() == 1
+    assert bool(tones.active[0, 1])
+    assert (int(tones.instrument[0, 1]), float(tones.fundamental[0, 1])) == (1, 300.0)
+    leaves = jax.tree.leaves(tones)
+    assert all(np.isfinite(np.asarray(leaf)).all() for leaf in leaves)
+
+
+def test_restarts_are_judged_by_what_their_loss_chooses():
+    def restart(restart_loss, loss, sdr, similarity=0.3):
+        return {"restart_loss": restart_loss, "loss": loss, "sdr": sdr, "similarity": similarity}
+
+    candidates = [
+        restart(0.1, 0.9, [-1.0, 5.0]),
+        restart(0.2, 0.4, [9.0, 7.0], similarity=0.99),
+        restart(0.3, 0.5, [10.0, 8.0]),
+    ]
+    choice = selection.judge(candidates)
+    assert (choice["best"], choice["best_sdr"], choice["best_lost"]) == (2, 9.0, False)
+    assert choice["restart_loss"] == {"chosen": 0, "sdr": 2.0, "gap": 7.0, "lost": True}
+    assert choice["loss"] == {"chosen": 1, "sdr": 8.0, "gap": 1.0, "lost": True}
+    row = selection.table([{"piece": "duet", "seed": 0, "restarts": candidates, "choice": choice}])
+    assert "2 of 3" in row
+
+
+def test_artificial_problems_keep_to_their_terms():
+    for restarts in (1, 2, 3):
+        assert 9_600 <= seen_frames(make_learner(restarts, 10_000), restarts) <= 10_000
+    tones = random_tones(200, 2, key=jax.random.key(0))
+    assert bool(np.all(tones.active))
+    np.testing.assert_array_equal(tones.instrument, np.tile([0, 1], (200, 1)))
+    pitch, amplitude = np.asarray(tones.fundamental), np.asarray(tones.amplitude)
+    assert pitch.min() >= 0
+    assert 450 < pitch.max() < 500
+    assert 0.9 < amplitude.max() < 1
+    assert cosine(np.array([[1.0, 0.0], [1.0, 1.0]])) == pytest.approx(np.sqrt(0.5))
+
+
+def test_every_benchmark_has_a_command():
+    app = importlib.import_module("benchmarks.__main__").app
+    shown = CliRunner().invoke(app, ["--help"])
+    assert shown.exit_code == 0
+    for name in ("fidelity", "speed", "artificial", "corpus", "selection"):
+        assert name in shown.output
+        assert "--quick" in CliRunner().invoke(app, [name, "--help"]).output
