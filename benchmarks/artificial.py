@@ -187,7 +187,7 @@ def table(results: list[dict[str, Any]]) -> str:
 
 
 def summary(results: list[dict[str, Any]]) -> str:
-    """Markdown of means and minima of the SDR over dictionaries and instruments."""
+    """Markdown of mean, median and least SDR over dictionaries and instruments."""
     ways = {"true": lambda result: result["true"]["sdr"]}
     for number in results[0]["learned"]:
         ways[f"learned, {number} restarts"] = lambda result, number=number: result["learned"][number]["sdr"]
@@ -199,9 +199,10 @@ def summary(results: list[dict[str, Any]]) -> str:
 
     def row(way, group, figures):
         sdr = [figures(result) for result in groups[group]]
-        return [way, f"{group} ({len(sdr)})", f"{np.mean(sdr):.2f}", f"{np.min(sdr):.2f}"]
+        numbers = (f"{statistic(sdr):.2f}" for statistic in (np.mean, np.median, np.min))
+        return [way, f"{group} ({len(sdr)})", *numbers]
 
     rows = [row(way, group, figures) for way, figures in ways.items() for group in groups if groups[group]]
     for way in ("true", "learned"):
         rows.append(row(f"published, {way}", "recorded", lambda result, way=way: result["published"][way]))
-    return markdown_table(["dictionary", "problems", "mean SDR", "least SDR"], rows)
+    return markdown_table(["dictionary", "problems", "mean SDR", "median SDR", "least SDR"], rows)

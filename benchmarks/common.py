@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 import jaxsep
@@ -204,7 +205,7 @@ def load_piece(name: str, seconds: float | None = None) -> Piece:
 def scores(references: np.ndarray, estimates: np.ndarray) -> dict[str, list[float]]:
     """Gain-only SDR, SIR and SAR in dB of each reference, computed in float64."""
     with jax.enable_x64(True):
-        figures = sdr_sir_sar_gain(*(np.asarray(x, np.float64) for x in (references, estimates)))
+        figures = sdr_sir_sar_gain(*(jnp.asarray(x, jnp.float64) for x in (references, estimates)))
         return {name: np.asarray(getattr(figures, name)).tolist() for name in ("sdr", "sir", "sar")}
 
 

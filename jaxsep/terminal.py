@@ -113,11 +113,12 @@ def show_evaluation(document: dict[str, Any]) -> None:
     """Prints the figures of an evaluation, as `evaluation_document` makes it, in dB."""
     console = _stdout()
     table = _table("reference", "estimate", "measure", "SDR", "SIR", "SAR")
-    for row, reference in enumerate(document["references"]):
+    references, estimates = _short(document["references"]), _short(document["estimates"])
+    for row, reference in enumerate(references):
         named = ""
         for measure, title in (("gain", "gain only"), ("filter_512", "512-tap filter")):
             scores = document[measure]
-            estimate = document["estimates"][scores["permutation"][row]]
+            estimate = estimates[scores["permutation"][row]]
             figures = (f"{scores[name][row]:.2f}" for name in ("sdr", "sir", "sar"))
             # The measures hardly ever match the estimates differently.
             table.add_row("" if named else reference, "" if named == estimate else estimate, title, *figures)
@@ -125,6 +126,12 @@ def show_evaluation(document: dict[str, Any]) -> None:
         table.add_row("", "", "SI-SDR", f"{document['si_sdr'][row]:.2f}", "", "", end_section=True)
     console.print(table)
     console.print("all figures in dB; larger is better")
+
+
+def _short(paths):
+    """File names without their folders, where they still tell the files apart."""
+    names = [Path(path).name for path in paths]
+    return names if len(set(names)) == len(names) else paths
 
 
 def _stdout():

@@ -2,7 +2,6 @@
 
 import importlib
 import json
-import subprocess
 import sys
 
 import jax
@@ -60,20 +59,13 @@ def test_measure_keeps_the_first_call_apart():
     assert timing == common.Timing(first=5.0, minimum=1.0, median=2.0)
 
 
-def test_peak_memory_grows_with_what_is_used():
-    block = np.ones(2**26)  # a parent's peak is not its child's
-    code = """if True:
-        import numpy as np
-        from benchmarks.common import peak_memory
-        before, block = peak_memory(), np.ones(2**24)
-        print(before, peak_memory())
-    """
-    run = subprocess.run(
-        [sys.executable, "-c", code], cwd=common.ROOT, capture_output=True, text=True, check=True
-    )
-    before, after = map(int, run.stdout.split())
-    assert 2**24 < before < block.nbytes <= common.peak_memory()
-    assert after - before == pytest.approx(8 * 2**24, rel=0.2)
+def test_peak_memory_is_in_bytes():
+    resource = pytest.importorskip("resource")
+    block = np.ones(2**23)
+    peak = common.peak_memory()
+    # What the system reports may hold the peak of the process that started this one, but not less.
+    reported = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    assert block.nbytes < peak < 1.05 * reported
 
 
 def test_an_absent_folder_ends_with_one_sentence(monkeypatch, tmp_path):

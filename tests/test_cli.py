@@ -402,6 +402,18 @@ class TestEvaluate:
                 assert all(f"{figure:.2f}" in out for figure in document[measure][name])
         assert all(f"{figure:.2f}" in out for figure in document["si_sdr"])
 
+    def test_names_in_the_table(self, stems, tmp_path):
+        """Folders are left out where the names alone tell the files apart."""
+        (tmp_path / "work" / "old").mkdir()
+        write("old/a.wav", stems[2])
+        estimates = ["--estimate", "a.wav", "b.wav", "--no-cache"]
+        table = run("evaluate", "--reference", tmp_path / "work" / "a.wav", "old/a.wav", *estimates)[1]
+        first = [line.split()[:2] for line in table.splitlines() if "gain only" in line]
+        assert first == [
+            [str(tmp_path / "work" / "a.wav")[: len(first[0][0])], "a.wav"],
+            ["old/a.wav", "b.wav"],
+        ]
+
     def test_different_lengths_and_channels(self, stems):
         write("x.wav", np.stack([stems[2, :3990] + 0.1, stems[2, :3990] - 0.1]))
         arguments = ["--reference", "a.wav", "b.wav", "--estimate", "x.wav", "y.wav", "--no-cache"]

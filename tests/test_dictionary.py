@@ -78,7 +78,7 @@ def test_saving_replaces_a_file_whole_or_leaves_it(tmp_path, monkeypatch):
     assert [entry.name for entry in tmp_path.iterdir()] == ["duet.npz"]
 
 
-class Opened(Exception):
+class OpenedError(Exception):
     """Raised by a file that is unpickled."""
 
 
@@ -88,7 +88,7 @@ class Trap:
 
 
 def _spring():
-    raise Opened
+    raise OpenedError
 
 
 @pytest.mark.parametrize("member", ["header", "harmonics"])
@@ -97,7 +97,7 @@ def test_nothing_is_unpickled(tmp_path, member):
     arrays = {"header": np.array(json.dumps(HEADER)), "harmonics": np.ones((2, 3))}
     arrays[member] = np.array([Trap()], dtype=object)
     np.savez(path, **arrays)
-    with np.load(path, allow_pickle=True) as content, pytest.raises(Opened):
+    with np.load(path, allow_pickle=True) as content, pytest.raises(OpenedError):
         content[member]
     with pytest.raises(ValueError, match=r"trap\.npz is not a dictionary written by jaxsep$"):
         Dictionary.load(path)
@@ -185,7 +185,7 @@ def test_other_files_are_refused_in_one_sentence(tmp_path, make):
 @pytest.mark.parametrize(
     ("harmonics", "message"),
     [
-        (np.ones(3), r"expected real harmonics \[instruments, harmonics\] in .*, got float64 of shape \(3,\)"),
+        (np.ones(3), r"expected real harmonics \[instruments, harmonics\] in .* of shape \(3,\)"),
         (np.ones((0, 3)), r"got float64 of shape \(0, 3\)"),
         (np.ones((2, 0)), r"got float64 of shape \(2, 0\)"),
         (np.ones((2, 3), int), r"got int64 of shape \(2, 3\)"),

@@ -93,7 +93,8 @@ def test_mapped_results_are_those_of_a_plain_loop(num_lanes, count):
 
     @jax.jit
     def square(order, count):
-        return map_lanes(lambda i: (i * i, 0.5 * i), order, count, (jnp.full(10, -1), jnp.ones(10)), num_lanes)
+        results = jnp.full(10, -1), jnp.ones(10)
+        return map_lanes(lambda i: (i * i, 0.5 * i), order, count, results, num_lanes)
 
     expected = np.full(10, -1), np.ones(10)
     for i in order[:count]:

@@ -112,7 +112,7 @@ def test_the_strongest_maxima_above_the_floor_are_kept():
     np.testing.assert_array_equal(np.rint(kept[1]), np.array(maxima)[strongest])
     loud = [f for f in maxima if spectrum[f] > 0.95 * spectrum.max()]
     assert 0 < len(loud) < 24
-    kept = found(PeakPursuit(floor=0.95, max_peaks=24)(frames_of(spectrum)).peaks)
+    kept = found(PeakPursuit(floor=jnp.array(0.95), max_peaks=24)(frames_of(spectrum)).peaks)
     np.testing.assert_array_equal(np.rint(kept[1]), loud)
 
 
@@ -240,7 +240,8 @@ def test_frames_do_not_depend_on_each_other(make):
 def test_dtype_is_kept_and_float32_agrees_with_float64(make):
     spectra = crowded()
     with jax.enable_x64(True):
-        double, single = (make()(jnp.asarray(spectra, t)) for t in (jnp.float64, jnp.float32))
+        double = make()(jnp.asarray(spectra))
+    single = make()(jnp.asarray(spectra, jnp.float32))
     for result, dtype in ((double, "float64"), (single, "float32")):
         real = jax.tree.leaves(eqx.filter(result, eqx.is_inexact_array))
         assert [x.dtype for x in real] == [np.dtype(dtype)] * 4

@@ -54,7 +54,7 @@ class Alternation(eqx.Module):
         advance: Callable[[str], None] = lambda note: None,
     ) -> tuple[Decomposition, Float[Array, "instruments harmonics"], list[float]]:
         """Tones, dictionary, and the mean loss after each round; `advance` hears of every part."""
-        note = ["loss ?"]
+        note = [""]
         tick = lambda: advance(note[0])
         found = pursue(pursuit, spectra, harmonics, tick)
         note[0] = f"loss {found.loss.mean():.3f}"

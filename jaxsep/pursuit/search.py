@@ -49,8 +49,9 @@ def pursue(
 
     def run(frames):
         result = _pursue(pursuit, jnp.asarray(_rows(spectra, frames)), harmonics)
+        found = _to_host(result)
         advance()
-        return Decomposition(result.tones, result.loss)
+        return found
 
     return _chunked(run, np.arange(spectra.shape[0]))
 
@@ -79,7 +80,7 @@ def refit(
         start = jax.tree.map(lambda x: jnp.asarray(_rows(x, rows)), tones)
         here = jnp.asarray(_rows(spectra, frames[rows])), jnp.asarray(_rows(goal, rows))
         result = _refine(pursuit, here[0], start, harmonics, here[1])
-        return Decomposition(result.tones, result.loss)
+        return _to_host(result)
 
     return _chunked(run, np.arange(frames.size))
 
@@ -127,8 +128,12 @@ def propagate(
 def parallel_map(function: Callable[[Any], Any], items: Iterable[Any]) -> Iterable[Any]:
     """`map` in order, on a CPU with a thread per core: compiled programs of one device run side by side."""
     workers = (os.cpu_count() or 1) if jax.default_backend() == "cpu" else 1
-    with ThreadPoolExecutor(workers) as pool:
+    pool = ThreadPoolExecutor(workers)
+    try:
         yield from pool.map(function, items)
+    finally:
+        # After an error or an interruption nobody waits for what still runs.
+        pool.shutdown(wait=False, cancel_futures=True)
 
 
 @eqx.filter_jit
@@ -145,10 +150,14 @@ def _chunked(run, rows):
     """Results of `run` on chunks of rows, the last one filled up with repetitions that are dropped."""
 
     def chunk(start):
-        return jax.tree.map(np.asarray, run(np.resize(rows[start : start + CHUNK], CHUNK)))
+        return run(np.resize(rows[start : start + CHUNK], CHUNK))
 
     parts = list(parallel_map(chunk, range(0, rows.size, CHUNK)))
     return jax.tree.map(lambda *x: np.concatenate(x)[: rows.size], *parts)
+
+
+def _to_host(result):
+    return Decomposition(*jax.tree.map(np.asarray, (result.tones, result.loss)))
 
 
 def _rows(array, rows):

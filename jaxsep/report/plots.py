@@ -19,6 +19,9 @@ __all__ = ["overview"]
 #: Colours that everyone can tell apart (M. Okabe, K. Ito, "Color Universal Design", 2008).
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 
+#: More do not fit beside the mixture; the titles of the panels have the colours too.
+_MAX_KEYS = 5
+
 
 def overview(
     separation: Separation,
@@ -110,7 +113,7 @@ def _draw_key(figure, axes, picture, num_instruments):
         for n in range(num_instruments)
     ]
     _title(axes, "fundamentals")
-    axes.legend(handles=marks, loc="upper left", frameon=False, fontsize=8)
+    axes.legend(handles=marks[:_MAX_KEYS], loc="upper left", frameon=False, fontsize=8)
     bar = figure.colorbar(picture, cax=axes.inset_axes((0.06, 0.14, 0.88, 0.06)), orientation="horizontal")
     bar.outline.set_visible(False)
     bar.ax.tick_params(labelsize=8, length=2)
