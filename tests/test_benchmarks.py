@@ -115,8 +115,11 @@ def test_the_baseline_is_compared_at_equal_loss():
         {"setting": "fine", "seconds_per_frame": 3.0, "loss": 0.2},
         {"setting": "finest", "seconds_per_frame": 9.0, "loss": 0.1},
     ]
-    chosen = [speed.cheapest_equal(runs, loss)["setting"] for loss in (0.6, 0.3, 0.199, 0.05)]
-    assert chosen == ["coarse", "fine", "fine", "finest"]
+    # At a loss that no run has, the next above; at one that is above all, the fastest.
+    chosen = [speed.comparable(runs, loss)["setting"] for loss in (0.6, 0.3, 0.201, 0.15, 0.05)]
+    assert chosen == ["coarse", "coarse", "fine", "fine", "finest"]
+    lucky = {"setting": "lucky", "seconds_per_frame": 2.0, "loss": 0.01}
+    assert speed.comparable([*runs, lucky], 0.15)["setting"] == "lucky"
 
 
 def test_numpy_stft_is_the_definition():

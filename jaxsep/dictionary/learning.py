@@ -123,7 +123,8 @@ class DictionaryLearner(eqx.Module):
         """The instruments that end in the dictionary: the strongest that are not duplicates."""
         chosen = jnp.argsort(self._rank(state))[: self.num_instruments]
         rows = state.harmonics[chosen]
-        return self._fresh(rows / jnp.max(rows, axis=1, keepdims=True))
+        peak = jnp.max(rows, axis=1, keepdims=True)
+        return self._fresh(rows / jnp.where(peak > 0, peak, 1))
 
     def _rank(self, state):
         """Place of each candidate by average amplitude; duplicates of a stronger one come last."""

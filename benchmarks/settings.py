@@ -1,0 +1,71 @@
+"""What each default that differs from P1 does to the SDR, every piece with one dictionary throughout."""
+
+from typing import Annotated, Any
+
+import jax
+import numpy as np
+import typer
+
+from benchmarks.common import (
+    chosen_pieces,
+    describe,
+    environment,
+    load_piece,
+    markdown_table,
+    scores,
+    write_json,
+)
+from jaxsep.separators.pursuit import separate
+from jaxsep.separators.separation import PursuitSettings
+
+#: Settings that are compared: the defaults, and one of them at a time as in P1.
+VARIANTS: dict[str, dict[str, Any]] = {
+    "default": {},
+    "hop 256": {"hop": 256},
+    "refined peaks": {"full_peaks": True},
+    "unexplained energy dropped": {"share": 0.0},
+    "no masking": {"masking": False},
+    "greedy": {"search": "greedy"},
+    "greedy, hop 256": {"search": "greedy", "hop": 256},
+    "greedy, refined peaks": {"search": "greedy", "full_peaks": True},
+}
+
+
+def main(
+    quick: bool = False,
+    seconds: Annotated[float | None, typer.Option(help="Use the start of each piece alone.", min=0.3)] = 12.0,
+    pieces: Annotated[str, typer.Option(help="Names, separated by commas.  [default: all]")] = "",
+) -> None:
+    """SDR of the defaults against P1's settings, with the dictionary that the defaults learned."""
+    base = {"restarts": 1, "steps": 6} if quick else {}
+    names = chosen_pieces(pieces)[: 1 if quick else None]
+    document: dict[str, Any] = {"environment": environment(), "seconds": seconds, "runs": []}
+    print(f"{describe(document['environment'])}\nfirst {seconds or 'all'} seconds of {', '.join(names)}\n")
+    for name in names:
+        sdr = compare(name, seconds, base)
+        document["runs"].append({"piece": name, "sdr": sdr})
+        print(name, {variant: round(value, 2) for variant, value in sdr.items()}, flush=True)
+    path = write_json("settings", document, quick=quick)
+    print(f"\n{table(document['runs'])}\n\nWritten to {path}")
+
+
+def compare(name: str, seconds: float | None, base: dict[str, Any]) -> dict[str, float]:
+    """Mean gain-only SDR of a piece with each of the variants."""
+    piece = load_piece(name, seconds)
+    request = piece.mixture, piece.sample_rate, len(piece.instruments)
+    key = jax.random.key(0)
+    dictionary = separate(*request, settings=PursuitSettings(**base), key=key).dictionary
+
+    def sdr(options):
+        settings = PursuitSettings(**base, **options)
+        separation = separate(*request, settings=settings, dictionary=dictionary, key=key)
+        return float(np.mean(scores(piece.stems, separation.stems)["sdr"]))
+
+    return {variant: sdr(options) for variant, options in VARIANTS.items()}
+
+
+def table(runs: list[dict[str, Any]]) -> str:
+    """Markdown of the mean SDR of each variant, and its difference from the default."""
+    means = {variant: float(np.mean([run["sdr"][variant] for run in runs])) for variant in VARIANTS}
+    rows = [[variant, f"{sdr:.2f}", f"{sdr - means['default']:+.2f}"] for variant, sdr in means.items()]
+    return markdown_table(["settings", "mean SDR (dB)", "against the default"], rows)
