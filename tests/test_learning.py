@@ -1,8 +1,7 @@
-"""Learning of dictionaries: the modified Adam, renewal, and an artificial recording whose instruments are known."""
+"""Learning of dictionaries: the modified Adam, renewal, and a recording whose instruments are known."""
 
 from functools import cache
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -214,21 +213,17 @@ def test_candidates_and_lifetimes():
 
 
 def test_a_step_descends_at_the_tones_that_the_pursuit_finds():
-    state, spectra = LEARNER.start(key=jax.random.key(0)), recording()[:16]
+    # Near the truth the baseline finds the same tones; two candidates are silent.
+    rows = np.concatenate([0.9 * DICTIONARY + 0.05, np.zeros((2, 8))])
+    state, spectra = LEARNER._fresh(jnp.asarray(rows, jnp.float32)), recording()[:16]
     stepped, loss = LEARNER.step(state, jnp.asarray(spectra), RATE)
 
-    result = LEARNER.pursuit(jnp.asarray(spectra), state.harmonics)
-    np.testing.assert_allclose(loss, np.mean(result.loss), rtol=1e-4)
-    tones = jax.tree.map(lambda x: np.asarray(x, float), result.tones)
-    rows = np.asarray(state.harmonics, float)
-    mean, power, heard = np.zeros((4, 8)), np.zeros(4), np.zeros(4)
-    notes = []
-    for n in range(16):
-        k = tones.active[n] > 0
-        fields = (tones.amplitude, tones.fundamental, tones.width, tones.inharmonicity)
-        instrument = tones.instrument[n][k].astype(int)
-        notes.append(baseline.Tones(*(field[n][k] for field in fields), instrument))
-        heard += np.bincount(instrument, tones.amplitude[n][k], 4) * np.max(state.harmonics, axis=1)
+    notes, losses = zip(*(baseline.tone_pursuit(y, rows) for y in spectra), strict=True)
+    np.testing.assert_allclose(loss, np.mean(losses), rtol=1e-3)
+    heard = sum(np.bincount(n.instrument, n.amplitude, 4) for n in notes) * np.max(rows, axis=1)
+    np.testing.assert_allclose(stepped.amplitude, heard, rtol=1e-2)
+    assert np.sum(heard > 0) >= 2
+    mean, power, start = np.zeros((4, 8)), np.zeros(4), rows
     for number in range(1, LEARNER.descents + 1):
         slopes = [
             baseline.lifted_loss_and_gradient(n, rows, y)[2] for n, y in zip(notes, spectra, strict=True)
@@ -238,9 +233,8 @@ def test_a_step_descends_at_the_tones_that_the_pursuit_finds():
         power = 0.999 * power + 0.001 * np.mean(gradient**2, axis=1)
         spread = np.sqrt(power / (1 - 0.999**number)) + 1e-8
         rows = np.clip(rows - 0.01 * mean / (1 - 0.9**number) / spread[:, None], 0, 1)
-    np.testing.assert_allclose(stepped.harmonics, rows, atol=1e-4)
-    assert np.max(np.abs(rows - state.harmonics)) > 0.03
-    np.testing.assert_allclose(stepped.amplitude, heard, rtol=1e-3)
+    assert np.max(np.abs(rows - start)) > 0.03
+    np.testing.assert_allclose(stepped.harmonics, rows, atol=1e-3)
     np.testing.assert_array_equal(stepped.age, 1)
     np.testing.assert_array_equal(stepped.moments.steps, LEARNER.descents)
 
@@ -296,33 +290,29 @@ def learned(seed):
 
 
 def likeness(harmonics):
-    """Cosine between each true instrument and the learned one that is nearest to it, all of them different."""
-    both = similarity(jnp.concatenate([jnp.asarray(DICTIONARY, jnp.float32), harmonics]))[:2, 2:]
-    assert sorted(np.argmax(both, axis=1)) == [0, 1]
-    return np.max(both, axis=1)
+    """Cosines between the true instruments and the learned ones, `[true, learned]`."""
+    return similarity(jnp.concatenate([jnp.asarray(DICTIONARY, jnp.float32), harmonics]))[:2, 2:]
 
 
 @pytest.mark.parametrize("seed", [0, 3])
 def test_the_instruments_of_an_artificial_recording_are_learned(seed):
     (best, other), heard = learned(seed)
     assert best.loss < 0.01
-    assert np.all(likeness(best.harmonics) > 0.995)
+    order = np.argmax(likeness(best.harmonics), axis=1)
+    assert sorted(order) == [0, 1]
+    np.testing.assert_allclose(best.harmonics[order], DICTIONARY, atol=0.05)
     np.testing.assert_allclose(np.max(best.harmonics, axis=1), 1, rtol=1e-6)
-    np.testing.assert_allclose(best.harmonics, DICTIONARY[np.argmax(_nearest(best.harmonics), 0)], atol=0.05)
     assert best.loss <= other.loss
     assert heard[0] == 2 * (LEARNER.calls + LEARNER.polish) == len(heard) - 1
     assert all(note.startswith("loss ") for note in heard[1:])
 
 
-def _nearest(harmonics):
-    return similarity(jnp.concatenate([jnp.asarray(DICTIONARY, jnp.float32), harmonics]))[:2, 2:]
-
-
 def test_restarts_are_ranked_by_their_loss_over_the_recording():
-    # The second restart of this key ends with the two instruments mixed up, and its loss says so.
+    # One restart of this key misses an instrument, and its loss says so.
     (best, other), _ = learned(3)
-    assert 0.01 < other.loss < 1
-    assert np.min(_nearest(other.harmonics).max(axis=1)) < 0.95 < np.min(likeness(best.harmonics))
+    assert best.loss < 0.01 < other.loss < 1
+    missed, found = (np.min(np.max(likeness(x.harmonics), axis=1)) for x in (other, best))
+    assert missed < 0.95 < found
 
 
 def test_the_key_decides():
@@ -338,7 +328,3 @@ def test_impossible_arguments():
         learn_dictionaries(recording(), LEARNER, 0, key=jax.random.key(0))
     with pytest.raises(ValueError, match="spectra: expected at least one frame that is not silent, got none"):
         learn_dictionaries(np.zeros((5, 512), np.float32), LEARNER, 1, key=jax.random.key(0))
-
-
-def test_learner_is_a_frozen_module():
-    assert eqx.tree_equal(LEARNER, eqx.tree_at(lambda x: x.pursuit.solver.tolerance, LEARNER, 1e-4))

@@ -61,7 +61,7 @@ def refit(
     spectra: Float[np.ndarray, "frames bins"],
     harmonics: Float[Array, "instruments harmonics"],
     tones: Tones,
-    goal: Float[np.ndarray, " frames"],
+    goal: Float[np.ndarray, " selected"],
     frames: Int[np.ndarray, " selected"] | None = None,
 ) -> Decomposition:
     """Refines the tones proposed for the given frames (all by default).

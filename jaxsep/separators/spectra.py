@@ -9,7 +9,7 @@ import numpy as np
 
 from jaxsep.pursuit.search import parallel_map
 from jaxsep.signal.log_frequency import log_frequency_spectrogram
-from jaxsep.signal.masks import ratio_masks
+from jaxsep.signal.masks import ratio_masks, unit_phase
 from jaxsep.signal.stft import GaussianSTFT
 from jaxsep.tones.axes import LinearAxis, LogAxis
 from jaxsep.tones.rendering import render_instruments
@@ -22,6 +22,7 @@ ANALYSIS_RATE = 48000
 
 #: Frames per chunk: bounds the memory, and every chunk has one compiled shape.
 CHUNK = 256
+_ROWS = np.arange(CHUNK)
 
 
 def linear_axis(stft: GaussianSTFT) -> LinearAxis:
@@ -68,9 +69,12 @@ def resynthesise(samples, tones: Tones, harmonics, stft: GaussianSTFT, settings,
     for _ in range(settings.phase_iterations):
 
         def run(first, phases=phases):
-            here = jax.tree.map(lambda x: _rows(np.asarray(x), first), tones)
+            inside = np.arange(first, first + CHUNK) < num_frames
+            here = jax.tree.map(lambda x: np.asarray(x)[np.minimum(first + _ROWS, num_frames - 1)], tones)
+            here = eqx.tree_at(lambda t: t.active, here, here.active & inside[:, None])
             excerpts = _excerpt(samples, stft, first), _excerpt(phases, stft, first)
-            out = np.asarray(_stems(*excerpts, here, harmonics, stft, settings.masking, settings.share))
+            options = stft, settings.masking, settings.share
+            out = np.asarray(_stems(*excerpts, inside, here, harmonics, *options))
             advance()
             return first, out
 
@@ -81,23 +85,23 @@ def resynthesise(samples, tones: Tones, harmonics, stft: GaussianSTFT, settings,
     return stems
 
 
-@partial(jax.jit, static_argnums=(4, 5))
-def _stems(excerpt, phases, tones, harmonics, stft, masking, share):
-    render = lambda tone: render_instruments(tone, harmonics, linear_axis(stft))
+@partial(jax.jit, static_argnums=(5, 6))
+def _stems(excerpt, phases, inside, tones, harmonics, stft, masking, share):
     axis = linear_axis(stft)
+    render = lambda tone: render_instruments(tone, harmonics, axis)
     tones = eqx.tree_at(lambda t: t.fundamental, tones, axis.to_bin(tones.fundamental))
     model = jnp.swapaxes(jax.vmap(render)(tones), 0, 1)
     model = jnp.pad(model, ((0, 0), (0, 0), (0, 1)))  # no tone reaches the Nyquist bin
     spectra = jax.vmap(partial(_analyse, stft=stft))(excerpt)  # [channels, frames, bins]
+    # Frames past the last one fill up the chunk; they are not part of the inverse.
+    spectra = jnp.where(inside[:, None], spectra, 0)
     mono = jnp.abs(jnp.mean(spectra, axis=0))
     masks = ratio_masks(model, mono, share=share)
 
     def stem(mask, magnitude, phase):
         def channel(mixture, own):
             wanted = mask * jnp.abs(mixture) if masking else magnitude
-            modulus = jnp.abs(own)
-            unit = jnp.where(modulus > 0, own / jnp.where(modulus > 0, modulus, 1), 0)
-            return stft.overlap_add(wanted * unit)
+            return stft.overlap_add(wanted * unit_phase(own))
 
         return jax.vmap(channel)(spectra, jax.vmap(partial(_analyse, stft=stft))(phase))
 
@@ -116,11 +120,6 @@ def _excerpt(samples, stft, first):
     before = max(0, -start)
     after = stop - start - before - inside.shape[-1]
     return np.pad(inside, [(0, 0)] * (samples.ndim - 1) + [(before, after)])
-
-
-def _rows(array, first):
-    rows = array[first : first + CHUNK]
-    return np.pad(rows, [(0, CHUNK - rows.shape[0])] + [(0, 0)] * (array.ndim - 1))
 
 
 def _add(total, piece, start):

@@ -80,14 +80,14 @@ def griffin_lim(
 
     def iterate(_, samples):
         spectrogram = stft.analyse(samples, num_frames=magnitudes.shape[0])
-        return stft.synthesise(magnitudes * _unit_phase(spectrogram), num_samples)
+        return stft.synthesise(magnitudes * unit_phase(spectrogram), num_samples)
 
-    samples = stft.synthesise(magnitudes * _unit_phase(initial), num_samples)
+    samples = stft.synthesise(magnitudes * unit_phase(initial), num_samples)
     return lax.fori_loop(1, num_iterations, iterate, samples)
 
 
-def _unit_phase(spectrogram: Array) -> Array:
-    """`Z/|Z|`, and 1 where Z is 0."""
+def unit_phase(spectrogram: Array) -> Array:
+    """Phase factor `Z/|Z|` of each bin, 1 where Z is 0 or too small to have one."""
     modulus = jnp.abs(spectrogram)
     # Relative to the smallest normal number, whose inverse square the derivative would contain.
     nonzero = modulus > jnp.sqrt(jnp.finfo(modulus.dtype).tiny)

@@ -1,0 +1,323 @@
+"""Separation of a short artificial duet, with a given dictionary and with a learned one."""
+
+import dataclasses
+from functools import cache
+from inspect import unwrap
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxsep.metrics import sdr_sir_sar_gain
+from jaxsep.progress import Progress
+from jaxsep.separators import spectra
+from jaxsep.separators.pursuit import separate
+from jaxsep.separators.separation import PursuitSettings
+from jaxsep.tones.dictionary import NUM_HARMONICS, Dictionary
+
+RATE = 44100
+KEY = jax.random.key(0)
+# A search of one kind and one length, so that the tests share its programs.
+QUICK = PursuitSettings(search="full", rounds=1, restarts=2, steps=1, batch=8)
+
+#: Fundamentals in Hz of the notes of each instrument, half a second each.
+MELODIES = ((440.0, 493.9, 523.3, 392.0), (261.6, 311.1, 207.7, 233.1))
+
+
+def harmonics():
+    """A hollow and a bright instrument."""
+    h = np.arange(1, NUM_HARMONICS + 1)
+    bright = np.minimum(h / 3, 1) * np.exp(-h / 6)
+    return np.stack([(h % 2 + 0.02) / h**1.3 / 1.02, bright / bright.max()])
+
+
+@cache
+def duet(rate=RATE):
+    """Two seconds of both instruments, `[instruments, samples]`, quieter than 1 together."""
+    time = np.arange(2 * rate) / rate
+    position = np.minimum(time / 0.5, 3.999)
+    envelope = np.minimum(1, 30 * (position % 1)) * np.exp(-1.5 * (position % 1))
+    rng = np.random.default_rng(0)
+    stems = []
+    for row, melody in zip(harmonics(), MELODIES, strict=True):
+        fundamental = np.array(melody)[position.astype(int)]
+        phase = 2 * np.pi * np.cumsum(fundamental) / rate
+        partials = (
+            d * np.sin(h * phase + rng.uniform(0, 6)) * (h * fundamental < 0.45 * rate)
+            for h, d in enumerate(row, start=1)
+        )
+        stems.append(0.1 * envelope * sum(partials))
+    return np.stack(stems).astype(np.float32)
+
+
+def mixture(rate=RATE):
+    return duet(rate).sum(axis=0)
+
+
+def true_dictionary():
+    return Dictionary(jnp.asarray(harmonics(), jnp.float32))
+
+
+def with_dictionary(samples, rate=RATE, settings=QUICK, **options):
+    return separate(samples, rate, 2, settings=settings, dictionary=true_dictionary(), key=KEY, **options)
+
+
+@cache
+def separated():
+    """The duet, with its true dictionary."""
+    return with_dictionary(mixture())
+
+
+class Listener(Progress):
+    """Counts the steps of each stage."""
+
+    def __init__(self):
+        self.total, self.steps, self.open = {}, {}, []
+
+    def begin(self, name, total):
+        self.open.append(name)
+        self.total[name], self.steps[name] = total, 0
+
+    def advance(self, name, note=""):
+        self.steps[name] += 1
+
+    def end(self, name):
+        self.open.remove(name)
+
+
+@cache
+def learned():
+    """The duet, blindly, and what the listener heard."""
+    listener = Listener()
+    return separate(mixture(), RATE, 2, settings=QUICK, progress=listener, key=KEY), listener
+
+
+def assert_sum(result, samples, tolerance=1e-5):
+    error = np.abs(result.stems.sum(axis=0) - samples).max()
+    assert error <= tolerance * np.abs(samples).max()
+
+
+# ---- Stems ------------------------------------------------------------------------------------------------
+
+
+def test_stems_are_the_instruments_and_sum_to_the_mixture():
+    result = separated()
+    assert result.stems.shape == (2, 2 * RATE)
+    assert result.stems.dtype == np.float32
+    assert result.sample_rate == RATE
+    assert_sum(result, mixture())
+    quality = sdr_sir_sar_gain(duet(), result.stems)
+    assert np.all(np.asarray(quality.sdr) > 15)
+    np.testing.assert_array_equal(quality.permutation, [0, 1])
+
+
+def test_tones_are_in_hertz_and_in_units_of_the_recording():
+    result = separated()
+    assert result.tones.amplitude.shape == (result.times.size, 2)
+    np.testing.assert_allclose(result.times[:3], np.arange(3) * 512 / 48000)
+    tones = result.tones
+    for instrument, melody in enumerate(MELODIES):
+        for number, fundamental in enumerate(melody):
+            frame = np.argmin(np.abs(result.times - 0.5 * number - 0.25))  # the middle of the note
+            (slot,) = np.flatnonzero(tones.active[frame] & (tones.instrument[frame] == instrument))
+            assert tones.fundamental[frame, slot] == pytest.approx(fundamental, rel=5e-3)
+            # A sinusoid's spectrum has half its amplitude.
+            level = 0.05 * np.exp(-1.5 * 0.5)
+            assert tones.amplitude[frame, slot] == pytest.approx(level, rel=0.1)
+    assert np.all(tones.fundamental[~tones.active] == 0)
+
+
+def test_every_frame_has_its_loss():
+    result = separated()
+    assert result.loss.shape == result.times.shape
+    assert np.all(np.isfinite(result.loss))
+    assert result.loss_trace == (pytest.approx(result.loss.mean()),)
+    assert result.restart_losses == ()
+    np.testing.assert_array_equal(result.dictionary.harmonics, true_dictionary().harmonics)
+    assert set(result.seconds) == {"spectrogram", "pursuit", "resynthesis"}
+    assert all(seconds >= 0 for seconds in result.seconds.values())
+
+
+@pytest.mark.parametrize("rate", [22050, 48000])
+def test_other_sample_rates(rate):
+    result = with_dictionary(mixture(rate), rate)
+    assert result.stems.shape == (2, 2 * rate)
+    assert result.sample_rate == rate
+    assert_sum(result, mixture(rate))
+    assert np.all(np.asarray(sdr_sir_sar_gain(duet(rate), result.stems).sdr) > 15)
+
+
+def test_every_channel_has_its_stems():
+    left = mixture()
+    result = with_dictionary(np.stack([left, 0.5 * left]))
+    assert result.stems.shape == (2, 2, left.size)
+    assert_sum(result, np.stack([left, 0.5 * left]))
+    # The masks come from the mean of the channels, of which both are multiples here.
+    scale = np.abs(left).max()
+    np.testing.assert_allclose(result.stems[:, 0], separated().stems, atol=1e-3 * scale)
+    np.testing.assert_allclose(result.stems[:, 1], 0.5 * result.stems[:, 0], atol=1e-6 * scale)
+
+
+def test_one_channel_is_mono():
+    result = with_dictionary(mixture()[None])
+    assert result.stems.shape == (2, 1, 2 * RATE)
+    np.testing.assert_array_equal(result.stems[:, 0], separated().stems)
+
+
+@pytest.mark.parametrize("level", [2.0**13, 2.0**-13])
+def test_level_does_not_matter(level):
+    """A power of 2 changes nothing but the exponents of all numbers."""
+    result, expected = with_dictionary(np.float32(level) * mixture()), separated()
+    np.testing.assert_allclose(result.stems / level, expected.stems, atol=1e-6 * np.abs(mixture()).max())
+    np.testing.assert_allclose(result.tones.amplitude / level, expected.tones.amplitude, rtol=1e-4)
+    np.testing.assert_allclose(result.tones.fundamental, expected.tones.fundamental, rtol=1e-5)
+    np.testing.assert_allclose(result.loss, expected.loss, rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize("level", [1e4, 1e-4])
+def test_level_does_not_matter_but_for_rounding(level):
+    samples = (level * mixture().astype(float)).astype(np.float32)
+    result = with_dictionary(samples)
+    assert_sum(result, samples)
+    difference = result.stems / level - separated().stems
+    assert np.sum(difference**2) < 1e-4 * np.sum(mixture() ** 2)
+    assert result.loss.mean() == pytest.approx(separated().loss.mean(), rel=1e-2)
+
+
+def test_double_precision_samples_are_the_same_recording():
+    result = with_dictionary(mixture().astype(np.float64))
+    np.testing.assert_array_equal(result.stems, separated().stems)
+
+
+# ---- Options ----------------------------------------------------------------------------------------------
+
+
+def test_tones_alone_are_played_without_masking():
+    result = with_dictionary(mixture(), settings=dataclasses.replace(QUICK, masking=False))
+    assert np.all(np.asarray(sdr_sir_sar_gain(duet(), result.stems).sdr) > 10)
+    remainder = result.stems.sum(axis=0) - mixture()
+    assert 1e-3 < np.sum(remainder**2) / np.sum(mixture() ** 2) < 0.2
+
+
+def test_more_phase_iterations():
+    result = with_dictionary(mixture(), settings=dataclasses.replace(QUICK, phase_iterations=3))
+    assert result.stems.shape == (2, 2 * RATE)
+    assert np.all(np.asarray(sdr_sir_sar_gain(duet(), result.stems).sdr) > 15)
+    assert np.max(np.abs(result.stems - separated().stems)) > 1e-5 * np.abs(mixture()).max()
+
+
+def test_without_a_share_what_no_tone_explains_is_dropped():
+    result = with_dictionary(mixture(), settings=dataclasses.replace(QUICK, share=0.0))
+    assert np.all(np.isfinite(result.stems))
+    assert np.sum(result.stems.sum(axis=0) ** 2) < np.sum(mixture() ** 2)
+
+
+def test_greedy_search_of_one_instrument_gives_the_mixture():
+    settings = dataclasses.replace(QUICK, search="greedy")
+    dictionary = Dictionary(true_dictionary().harmonics[:1])
+    result = separate(mixture(), RATE, 1, settings=settings, dictionary=dictionary, key=KEY)
+    assert result.stems.shape == (1, 2 * RATE)
+    assert_sum(result, mixture())
+    assert result.loss_trace == (pytest.approx(result.loss.mean()),)
+
+
+# ---- Learning ---------------------------------------------------------------------------------------------
+
+
+def test_a_dictionary_is_learned_if_none_is_given():
+    result, listener = learned()
+    assert_sum(result, mixture())
+    assert result.dictionary.harmonics.shape == (2, NUM_HARMONICS)
+    np.testing.assert_allclose(np.max(result.dictionary.harmonics, axis=1), 1, rtol=1e-6)
+    assert len(result.restart_losses) == QUICK.restarts
+    assert result.restart_losses == tuple(sorted(result.restart_losses))
+    assert 0 < result.restart_losses[0] < 1
+    assert len(result.loss_trace) == 1 + QUICK.rounds
+    assert min(result.loss_trace) == pytest.approx(result.loss.mean(), rel=1e-5)
+    assert set(result.seconds) == {"spectrogram", "learning", "pursuit", "resynthesis"}
+    assert listener.open == []
+    assert listener.steps["learning the instruments"] == QUICK.restarts * QUICK.steps
+    for name, total in listener.total.items():
+        assert 0 < listener.steps[name] <= total
+
+
+def test_the_same_key_gives_the_same_result():
+    first, again = learned()[0], separate(mixture(), RATE, 2, settings=QUICK, key=KEY)
+    for one, two in zip(jax.tree.leaves(first.tones), jax.tree.leaves(again.tones), strict=True):
+        np.testing.assert_array_equal(one, two)
+    np.testing.assert_array_equal(first.stems, again.stems)
+    np.testing.assert_array_equal(first.dictionary.harmonics, again.dictionary.harmonics)
+    assert first.loss_trace == again.loss_trace
+    other = separate(mixture(), RATE, 2, settings=QUICK, key=jax.random.key(1))
+    assert np.any(other.dictionary.harmonics != first.dictionary.harmonics)
+
+
+class TracedError(Exception):
+    """Raised where a program is traced."""
+
+
+def test_another_recording_needs_no_other_program(monkeypatch):
+    separated()
+
+    def trap(*_, **__):
+        raise TracedError
+
+    for name in ("log_frequency_spectrogram", "ratio_masks"):
+        monkeypatch.setattr(spectra, name, trap)
+    monkeypatch.setattr("jaxsep.pursuit.tone_pursuit.select", trap)
+    monkeypatch.setattr("jaxsep.pursuit.search.refine", trap)
+    shorter = mixture()[: int(1.2 * RATE)]
+    assert_sum(with_dictionary(shorter), shorter)
+    with pytest.raises(TracedError):
+        with_dictionary(mixture(), settings=dataclasses.replace(QUICK, hop=1024))
+
+
+# ---- Errors -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((mixture(), RATE, 0), "num_instruments: expected at least 1, got 0"),
+        ((mixture(), RATE, 17), "num_instruments: expected at most 16, got 17"),
+        ((np.zeros(RATE, np.float32), RATE, 2), r"samples: got silence .*, expected a recording with sound"),
+        ((np.full(RATE, np.nan, np.float32), RATE, 2), "samples: got 44100 NaN or infinite values"),
+        (
+            (mixture()[:11000], RATE, 2),
+            r"samples: expected at least one window of 0\.256 s, got 0\.249 s",
+        ),
+        ((mixture(), 0, 2), "sample_rate: got 0, expected a whole number of Hz"),
+        ((mixture()[None, None], RATE, 2), r"samples: got shape \(1, 1, 88200\)"),
+        ((np.ones(RATE, np.int16), RATE, 2), "samples: got dtype int16, expected float32 or float64"),
+    ],
+)
+def test_impossible_recordings(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        unwrap(separate)(*arguments, key=KEY)  # unwrapped: the type checks of the test run would object first
+
+
+def test_a_dictionary_of_another_size():
+    with pytest.raises(ValueError, match="dictionary: expected 3 instruments, got 2"):
+        separate(mixture(), RATE, 3, dictionary=true_dictionary(), key=KEY)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"hop": 500}, "hop: expected a divisor of 6144, got 500"),
+        ({"hop": 0}, "hop: expected an integer of at least 1, got 0"),
+        ({"tones_per_instrument": 0}, "tones_per_instrument: expected an integer of at least 1, got 0"),
+        ({"restarts": True}, "restarts: expected an integer of at least 1, got True"),
+        ({"steps": 0}, "steps: expected an integer of at least 1, got 0"),
+        ({"batch": -1}, "batch: expected an integer of at least 1, got -1"),
+        ({"phase_iterations": 0}, "phase_iterations: expected an integer of at least 1, got 0"),
+        ({"search": "wide"}, "search: expected 'full' or 'greedy', got 'wide'"),
+        ({"rounds": -1}, "rounds: expected an integer of at least 0, got -1"),
+        ({"share": -0.1}, "share: expected a number >= 0, got -0.1"),
+        ({"share": float("nan")}, "share: expected a number >= 0, got nan"),
+    ],
+)
+def test_impossible_settings(options, message):
+    with pytest.raises(ValueError, match=message):
+        PursuitSettings(**options)
