@@ -2,7 +2,8 @@
 
 Each frame has one tone of each instrument with amplitude U(0, 1) and pitch uniform over 500 bins (P1). Scores
 are gain-only SDR, SIR and SAR of each instrument's spectra of all test frames, taken as one signal. All
-restarts of a dictionary together see at most 10 000 training frames.
+restarts of a dictionary together see at most 10 000 training frames. One restart that sees them all does
+better than two that share them.
 """
 
 from typing import Annotated, Any
@@ -42,7 +43,7 @@ BATCH = 64
 
 def main(
     quick: bool = False,
-    restarts: Annotated[str, typer.Option(help="Numbers of restarts, separated by commas.")] = "1,2",
+    restarts: Annotated[str, typer.Option(help="Numbers of restarts, separated by commas.")] = "1",
 ) -> None:
     """Separation of artificial spectra with the true dictionary and with learned ones."""
     record = environment()

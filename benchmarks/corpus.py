@@ -48,17 +48,18 @@ def main(
     settings = {"search": search, **(_QUICK if quick else {}), **json.loads(options)}
     names = chosen_pieces(pieces)[: 1 if quick else None]
     seconds = 3.0 if quick and seconds is None else seconds
-    document = {"environment": environment(), "settings": settings, "seconds": seconds, "runs": []}
-    print(describe(document["environment"]))
+    document = {"settings": settings, "seconds": seconds, "runs": []}
     print(f"{PursuitSettings(**settings)}\nfirst {seconds or 'all'} seconds, seeds {seeds}\n")
     for name in names:
         for seed in map(int, split_list(seeds)):
             request = {"name": name, "seconds": seconds, "seed": seed, "settings": settings}
             run = call_worker("benchmarks.corpus", request, _FRESH)
+            # From the worker: a device whose memory this process held would have none left for it.
+            document["environment"] = run.pop("environment")
             document["runs"].append(run)
             print(" · ".join(row(run)), flush=True)
             path = write_json("corpus", document, quick=quick)
-    print(f"\n{table(document['runs'])}\n\nWritten to {path}")
+    print(f"\n{describe(document['environment'])}\n\n{table(document['runs'])}\n\nWritten to {path}")
 
 
 def separate_piece(name: str, seconds: float | None, seed: int, settings: dict[str, Any]) -> dict[str, Any]:
@@ -75,6 +76,7 @@ def separate_piece(name: str, seconds: float | None, seed: int, settings: dict[s
     wall = time.perf_counter() - begin
     memory = peak_memory()
     return {
+        "environment": environment(),
         "piece": name,
         "instruments": piece.instruments,
         "duration": piece.mixture.size / piece.sample_rate,

@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxsep.metrics import sdr_sir_sar_gain
 from jaxsep.progress import Progress
 from jaxsep.separators import spectra
 from jaxsep.separators.pursuit import separate
@@ -98,6 +97,12 @@ def assert_sum(result, samples, tolerance=1e-5):
     assert error <= tolerance * np.abs(samples).max()
 
 
+def worst_ratio(result, rate=RATE):
+    """Energy of a true stem over that of the error, in dB, for the instrument that came out worse."""
+    energy, error = np.sum(duet(rate) ** 2, axis=1), np.sum((result.stems - duet(rate)) ** 2, axis=1)
+    return np.min(10 * np.log10(energy / error))
+
+
 # ---- Stems ------------------------------------------------------------------------------------------------
 
 
@@ -107,9 +112,7 @@ def test_stems_are_the_instruments_and_sum_to_the_mixture():
     assert result.stems.dtype == np.float32
     assert result.sample_rate == RATE
     assert_sum(result, mixture())
-    quality = sdr_sir_sar_gain(duet(), result.stems)
-    assert np.all(np.asarray(quality.sdr) > 15)
-    np.testing.assert_array_equal(quality.permutation, [0, 1])
+    assert worst_ratio(result) > 15
 
 
 def test_tones_are_in_hertz_and_in_units_of_the_recording():
@@ -145,7 +148,7 @@ def test_other_sample_rates(rate):
     assert result.stems.shape == (2, 2 * rate)
     assert result.sample_rate == rate
     assert_sum(result, mixture(rate))
-    assert np.all(np.asarray(sdr_sir_sar_gain(duet(rate), result.stems).sdr) > 15)
+    assert worst_ratio(result, rate) > 15
 
 
 def test_every_channel_has_its_stems():
@@ -181,8 +184,8 @@ def test_level_does_not_matter_but_for_rounding(level):
     result = with_dictionary(samples)
     assert_sum(result, samples)
     difference = result.stems / level - separated().stems
-    assert np.sum(difference**2) < 1e-4 * np.sum(mixture() ** 2)
-    assert result.loss.mean() == pytest.approx(separated().loss.mean(), rel=1e-2)
+    assert np.sum(difference**2) < 1e-6 * np.sum(mixture() ** 2)
+    assert result.loss.mean() == pytest.approx(separated().loss.mean(), rel=1e-3)
 
 
 def test_double_precision_samples_are_the_same_recording():
@@ -195,7 +198,7 @@ def test_double_precision_samples_are_the_same_recording():
 
 def test_tones_alone_are_played_without_masking():
     result = with_dictionary(mixture(), settings=dataclasses.replace(QUICK, masking=False))
-    assert np.all(np.asarray(sdr_sir_sar_gain(duet(), result.stems).sdr) > 10)
+    assert worst_ratio(result) > 10
     remainder = result.stems.sum(axis=0) - mixture()
     assert 1e-3 < np.sum(remainder**2) / np.sum(mixture() ** 2) < 0.2
 
@@ -203,7 +206,7 @@ def test_tones_alone_are_played_without_masking():
 def test_more_phase_iterations():
     result = with_dictionary(mixture(), settings=dataclasses.replace(QUICK, phase_iterations=3))
     assert result.stems.shape == (2, 2 * RATE)
-    assert np.all(np.asarray(sdr_sir_sar_gain(duet(), result.stems).sdr) > 15)
+    assert worst_ratio(result) > 15
     assert np.max(np.abs(result.stems - separated().stems)) > 1e-5 * np.abs(mixture()).max()
 
 

@@ -8,12 +8,12 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from jaxsep.dictionary.learning import DictionaryLearner
 from jaxsep.progress import Progress
-from jaxsep.pursuit.search import parallel_map
+from jaxsep.pursuit.search import parallel_map, pursue
 
 __all__ = ["Restart", "learn_dictionaries"]
 
 #: Frames on which restarts are compared, spread over the recording.
-_VALIDATION_FRAMES = 384
+_VALIDATION_FRAMES = 512
 
 #: Frames this far below the loudest one teach nothing.
 _QUIET = 1e-3
@@ -54,7 +54,7 @@ def learn_dictionaries(
     if useful.shape[0] == 0:
         raise ValueError("spectra: expected at least one frame that is not silent, got none")
     spread = np.unique(np.linspace(0, useful.shape[0] - 1, _VALIDATION_FRAMES).round().astype(int))
-    validation = useful[spread]
+    validation = np.asarray(useful[spread])
     name = "learning the instruments"
     with progress.stage(name, num_restarts * (learner.calls + learner.polish)):
 
@@ -63,7 +63,7 @@ def learn_dictionaries(
                 progress.advance(name, f"loss {loss:.3f}")
 
             harmonics = _learn(useful, learner, advance, key=seed)
-            return Restart(harmonics, float(_relative_loss(learner, validation, harmonics)))
+            return Restart(harmonics, float(_relative_loss(learner.pursuit, validation, harmonics)))
 
         restarts = list(parallel_map(run, jax.random.split(key, num_restarts)))
     return sorted(restarts, key=lambda restart: restart.loss)
@@ -96,7 +96,9 @@ def _learn(spectra, learner, advance, *, key):
     return state.harmonics / jnp.where(peak > 0, peak, 1)
 
 
-@eqx.filter_jit
-def _relative_loss(learner, spectra, harmonics):
-    result = learner.pursuit(spectra, harmonics)
-    return jnp.mean(result.loss) / jnp.mean(result.initial_loss)
+def _relative_loss(pursuit, spectra, harmonics):
+    # The same compiled program that later pursues the whole recording.
+    found = pursue(pursuit, spectra, harmonics)
+    lifted = pursuit.objective.lifted
+    silence = 0.5 * np.sum((lifted(spectra) - lifted(np.zeros_like(spectra))) ** 2, axis=1)
+    return np.mean(found.loss) / np.mean(silence)

@@ -165,15 +165,17 @@ def _outcome(valid, silent, live):
 
 
 def _round_sizes(capacity: int) -> list[tuple[int, int]]:
-    """(slots, rounds) such that round k has at least k slots, and capacity + 1 once all may be taken.
+    """(slots, rounds), such that round k has at least k slots, and capacity + 1 once all may be taken.
 
-    P1 allows twice as many rounds as tones. The sizes grow geometrically: each costs a compilation.
+    P1 allows twice as many rounds as tones. Fewer slots make early rounds cheap, but each size costs
+    seconds of compilation: sizes double, and the last two are one.
     """
-    sizes, done, size = [], 0, 1
-    while done < capacity:
+    sizes, done, size = [], 0, 2
+    while size < max(capacity, 3):
         sizes.append((size, size - done))
-        done, size = size, min(2 * size, capacity)
-    return [*sizes, (capacity + 1, 2 * capacity - done)]
+        done, size = size, 2 * size
+    rest = 2 * capacity - done
+    return [*sizes, (capacity + 1, rest)] if rest else sizes
 
 
 def _resize(tones: Tones, capacity: int) -> Tones:

@@ -4,6 +4,7 @@ import time
 from contextlib import contextmanager
 
 import equinox as eqx
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
@@ -74,10 +75,11 @@ def separate(
             pursuit, spectra, dictionary.harmonics, settings, bool(losses), progress
         )
     dictionary, tones = Dictionary(harmonics), found.tones
+    hertz = objective.axis.to_hz(jnp.asarray(tones.fundamental))
     tones = eqx.tree_at(
         lambda t: (t.amplitude, t.fundamental),
         tones,
-        (tones.amplitude * peak, np.where(tones.active, objective.axis.to_hz(tones.fundamental), 0)),
+        (tones.amplitude * peak, np.where(tones.active, hertz, 0)),
     )
     with clock("resynthesis"):
         stems = _stems(analysed, channels, sample_rate, tones, dictionary, stft, settings, progress)
