@@ -23,8 +23,8 @@ mixture, truth, rate = jaxsep.demo_recording()
 print(f"{mixture.size / rate:.1f} s at {rate} Hz, instruments: {', '.join(truth)}")
 
 # %% [markdown]
-# One call learns the instruments, finds the tones and makes the stems. Few restarts and steps are enough for a
-# first look.
+# One call learns the instruments, finds the tones and makes the stems. Few restarts and steps are enough
+# for a first look.
 
 # %%
 settings = jaxsep.PursuitSettings(restarts=2, steps=60)
