@@ -501,9 +501,10 @@ class TestImports:
 
 #: A separation that waits for its end, in a thread as the library does.
 WAITING = """
-import sys, time, jaxsep.separators.pursuit as pursuit
+import signal, sys, time, jaxsep.separators.pursuit as pursuit
 from concurrent.futures import ThreadPoolExecutor
 from jaxsep.cli import main
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored if this run is in the background
 def separate(*args, progress, **options):
     def work(_):
         print("started", flush=True)

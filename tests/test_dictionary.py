@@ -78,17 +78,18 @@ def test_saving_replaces_a_file_whole_or_leaves_it(tmp_path, monkeypatch):
     assert [entry.name for entry in tmp_path.iterdir()] == ["duet.npz"]
 
 
-class OpenedError(Exception):
-    """Raised by a file that is unpickled."""
+SPRUNG = []
 
 
 class Trap:
+    """Leaves a trace when it is unpickled."""
+
     def __reduce__(self):
         return _spring, ()
 
 
 def _spring():
-    raise OpenedError
+    SPRUNG.append(True)
 
 
 @pytest.mark.parametrize("member", ["header", "harmonics"])
@@ -97,16 +98,19 @@ def test_nothing_is_unpickled(tmp_path, member):
     arrays = {"header": np.array(json.dumps(HEADER)), "harmonics": np.ones((2, 3))}
     arrays[member] = np.array([Trap()], dtype=object)
     np.savez(path, **arrays)
-    with np.load(path, allow_pickle=True) as content, pytest.raises(OpenedError):
+    with np.load(path, allow_pickle=True) as content:
         content[member]
+    assert SPRUNG.pop(), "the trap works"
     with pytest.raises(ValueError, match=r"trap\.npz is not a dictionary written by jaxsep$"):
         Dictionary.load(path)
+    assert not SPRUNG
 
 
 def test_a_plain_pickle_is_not_opened(tmp_path):
     (tmp_path / "trap.npz").write_bytes(pickle.dumps(Trap()))
     with pytest.raises(ValueError, match=r"trap\.npz is not a dictionary written by jaxsep$"):
         Dictionary.load(tmp_path / "trap.npz")
+    assert not SPRUNG
 
 
 def _folder(path):

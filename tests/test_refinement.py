@@ -107,7 +107,7 @@ def dense_residual(theta, target, objective):
     return objective.lifted(render(tones, jnp.asarray(DICTIONARY), AXIS, method="dense")) - target
 
 
-@pytest.mark.parametrize("lift", [0.5, 1.0, 0.7])
+@pytest.mark.parametrize("lift", [0.5, 0.7])
 def test_normal_equations_are_those_of_the_dense_jacobian(lift, x64):
     objective = LiftedLoss(AXIS, lift=lift)
     theta, harmonics = some_theta(lift), jnp.asarray(DICTIONARY[INSTRUMENTS])
@@ -163,7 +163,7 @@ def test_normal_equations_vmap_is_a_loop(x64):
     theta = jnp.stack([some_theta(0.5), some_theta(0.5)[::-1]])
     target = jnp.asarray(np.random.default_rng(2).uniform(0, 1, (2, AXIS.num_bins)))
     harmonics = jnp.asarray(DICTIONARY[INSTRUMENTS])
-    one = lambda theta, target: OBJECTIVE.normal_equations(theta, harmonics, target)
+    one = jax.jit(lambda theta, target: OBJECTIVE.normal_equations(theta, harmonics, target))
     loop = zip(*(one(*arguments) for arguments in zip(theta, target, strict=True)), strict=True)
     for actual, expected in zip(jax.jit(jax.vmap(one))(theta, target), loop, strict=True):
         np.testing.assert_allclose(actual, jnp.stack(expected), rtol=1e-10, atol=1e-10)

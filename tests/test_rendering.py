@@ -154,12 +154,12 @@ def test_gradient_is_the_finite_difference(exponent, method, x64):
 
 
 @pytest.mark.parametrize(("exponent", "method"), [(1.0, "windowed"), (1.5, "windowed"), (1.5, "dense")])
-def test_gradients_are_finite_at_silence(exponent, method, dtype):
-    tones = some_tones(dtype)
+def test_gradients_are_finite_at_silence(exponent, method):
+    tones = some_tones()
     gradient = jax.jit(jax.value_and_grad(weighted_sum(exponent, method), argnums=range(5)))
     for dictionary in (some_dictionary(), np.zeros((3, 7))):
         point = np.zeros(4), tones.fundamental, tones.width, tones.inharmonicity, dictionary
-        value, slopes = gradient(*(np.asarray(x, dtype) for x in point))
+        value, slopes = gradient(*(np.asarray(x, np.float32) for x in point))
         assert value == 0
         assert all(np.all(np.isfinite(slope)) for slope in slopes)
 
@@ -204,14 +204,14 @@ def test_windows_are_added_where_they_belong(num_rows, dtype):
 
 
 def test_empty_slots_are_silent_tones_of_nominal_width(dtype):
-    tones = Tones.empty((5, 3), dtype)
-    assert tones.capacity == 3
-    assert {x.shape for x in jax.tree.leaves(tones)} == {(5, 3)}
+    tones = Tones.empty((5, 4), dtype)
+    assert tones.capacity == 4
+    assert {x.shape for x in jax.tree.leaves(tones)} == {(5, 4)}
     assert tones.amplitude.dtype == tones.width.dtype == dtype
     assert not tones.active.any()
     np.testing.assert_allclose(tones.width, SINUSOID_WIDTH)
     row = jax.tree.map(lambda x: x[0], tones)
-    np.testing.assert_array_equal(spectra(row, jnp.ones((1, 4), dtype))[0], 0)
+    np.testing.assert_array_equal(spectra(row, jnp.asarray(some_dictionary(), dtype))[0], 0)
 
 
 def test_unknown_method():

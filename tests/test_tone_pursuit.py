@@ -12,7 +12,7 @@ from problems import AXIS, DICTIONARY, PROBLEMS
 from benchmarks import scipy_baseline as baseline
 from jaxsep.pursuit.lifting import LiftedLoss
 from jaxsep.pursuit.refinement import LevenbergMarquardt
-from jaxsep.pursuit.tone_pursuit import PursuitOutcome, TonePursuit
+from jaxsep.pursuit.tone_pursuit import PursuitOutcome, TonePursuit, _round_sizes
 from jaxsep.tones.tones import SINUSOID_WIDTH
 
 OBJECTIVE = LiftedLoss(AXIS)
@@ -154,6 +154,17 @@ def test_empty_slots_come_last_and_are_silent():
     np.testing.assert_allclose(tones.width[~tones.active], SINUSOID_WIDTH, rtol=1e-6)
 
 
+def test_a_tone_joins_if_the_norm_of_the_residual_falls_enough():
+    result = solve(np.dtype("float32"))
+    one = np.sum(result.tones.active, axis=1) == 1
+    ratio = np.sqrt(result.loss / np.where(one, result.initial_loss, 1))
+    frame = np.argmax(np.where(one, ratio, 0))  # one that a single tone explains poorly
+    assert 0.3 < ratio[frame] < 0.8
+    for factor, num_tones in ((0.95, 0), (1.05, 1)):
+        tones = run(BATCH, improvement=factor * ratio[frame]).tones
+        assert np.sum(tones.active[frame]) == num_tones
+
+
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -0.1])
 def test_impossible_frames_say_so_and_leave_the_others(bad):
     spectra, good = BATCH.copy(), np.ones(len(BATCH), bool)
@@ -212,6 +223,15 @@ def test_sweeping_numbers_does_not_trace_again():
     assert np.sum(lenient.loss) < np.sum(expected.loss)
     assert np.any(lenient.outcome == PursuitOutcome.rounds_used)
     np.testing.assert_allclose(other.loss, expected.loss, atol=1e-4)
+
+
+@pytest.mark.parametrize("capacity", range(1, 20))
+def test_every_round_has_a_slot_for_its_tone(capacity):
+    slots = [size for size, rounds in _round_sizes(capacity) for _ in range(rounds)]
+    assert len(slots) == 2 * capacity
+    for before, size in enumerate(slots):  # so many tones there may be already
+        assert size > min(before, capacity)
+    assert slots == sorted(slots)
 
 
 def test_impossible_arguments():

@@ -99,6 +99,6 @@ def _learn(spectra, learner, advance, *, key):
 def _relative_loss(pursuit, spectra, harmonics):
     # The same compiled program that later pursues the whole recording.
     found = pursue(pursuit, spectra, harmonics)
-    lifted = pursuit.objective.lifted
-    silence = 0.5 * np.sum((lifted(spectra) - lifted(np.zeros_like(spectra))) ** 2, axis=1)
+    lifted = pursuit.objective.lifted(jnp.asarray(spectra))
+    silence = 0.5 * jnp.sum((lifted - pursuit.objective.lifted(jnp.zeros_like(lifted))) ** 2, axis=1)
     return np.mean(found.loss) / np.mean(silence)
