@@ -273,4 +273,4 @@ def refine(
 
 
 #: A descent above its goal that gains less than this per step is given up.
-_HOPELESS = 1e-2
+_HOPELESS = 3e-3

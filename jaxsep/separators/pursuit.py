@@ -48,8 +48,8 @@ def separate(
         progress: hears how the work proceeds.
         key: the same key gives the same result.
 
-    Returns: stems at the rate and length of the input, and everything found on the way. With
-    `settings.masking` they sum to the input.
+    Returns: stems at the rate and length of the input, and everything found on the way. They sum to the input
+    with masking, a share above 0 and one phase iteration, as by default.
 
     Raises: `ValueError` for samples that are not finite, silent, or shorter than a window (0.256 s), and for
     a dictionary whose number of instruments is not `num_instruments`.
