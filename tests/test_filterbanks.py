@@ -17,18 +17,6 @@ RATE = 2000.0
 AXIS = {"num_bins": 150, "f_min": 40.0, "f_max": 780.0}
 
 
-@pytest.fixture(params=["float32", "float64"])
-def dtype(request):
-    with jax.enable_x64(request.param == "float64"):
-        yield np.dtype(request.param)
-
-
-@pytest.fixture
-def x64():
-    with jax.enable_x64(True):
-        yield
-
-
 def noise(*shape, seed=0):
     return np.random.default_rng(seed).standard_normal(shape)
 

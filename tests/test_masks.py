@@ -16,18 +16,6 @@ STFT = GaussianSTFT(window_std=8, hop=6)
 NUM_SAMPLES = 175  # 30 frames
 
 
-@pytest.fixture(params=["float32", "float64"])
-def dtype(request):
-    with jax.enable_x64(request.param == "float64"):
-        yield np.dtype(request.param)
-
-
-@pytest.fixture
-def x64():
-    with jax.enable_x64(True):
-        yield
-
-
 def noise(*shape, seed=0):
     return np.random.default_rng(seed).standard_normal(shape)
 

@@ -11,18 +11,6 @@ from jax.test_util import check_grads
 from jaxsep.signal.stft import GaussianSTFT, normalise_overlap
 
 
-@pytest.fixture(params=["float32", "float64"])
-def dtype(request):
-    with jax.enable_x64(request.param == "float64"):
-        yield np.dtype(request.param)
-
-
-@pytest.fixture
-def x64():
-    with jax.enable_x64(True):
-        yield
-
-
 def noise(*shape, seed=0):
     return np.random.default_rng(seed).standard_normal(shape)
 
