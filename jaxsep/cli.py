@@ -140,7 +140,7 @@ def separate(
     search: Annotated[
         Search, typer.Option(help="full: tones of all frames and the dictionary in turn; greedy: P1 alone.")
     ] = Search.full,
-    rounds: Annotated[int, typer.Option(metavar="N", min=0, help="Turns of the full search.")] = 3,
+    rounds: Annotated[int, typer.Option(metavar="N", min=0, help="Turns of the full search.")] = 2,
     dictionary: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="dictionary.npz of an earlier run, instead of learning."),

@@ -34,7 +34,7 @@ print(f"{mixture.size / rate:.1f} s at {rate} Hz, instruments: {', '.join(truth)
 settings = jaxsep.PursuitSettings(restarts=2, steps=60)
 result = jaxsep.separate(mixture, rate, num_instruments=2, settings=settings, key=jax.random.key(0))
 print("seconds:", {stage: round(value, 1) for stage, value in result.seconds.items()})
-print("loss after each round:", np.round(result.loss_trace, 3))
+print("cost after each round:", np.round(result.cost_trace, 3))
 
 # %% [markdown]
 # The learned harmonics: a recorder is nearly a pure tone, a clarinet has strong odd harmonics.

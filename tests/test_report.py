@@ -59,7 +59,8 @@ def synthetic_separation(num_frames=90):
         times=np.arange(num_frames) / 90,
         dictionary=Dictionary(jnp.asarray([[1.0, 0.5, 0.25], [0.75, 1.0, 0.0]])),
         loss=np.linspace(0, 0.2, num_frames, dtype=np.float32),
-        loss_trace=(0.2, 0.1),
+        confidence=np.linspace(0, 3, num_frames, dtype=np.float32),
+        cost_trace=(0.2, 0.1),
         restart_losses=(0.25, 0.5),
         seconds={"spectrogram": 1.5, "pursuit": 2.25},
     )

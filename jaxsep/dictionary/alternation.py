@@ -1,6 +1,7 @@
 """Alternating minimisation over a whole recording: tones of all frames, then the dictionary, and again."""
 
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Iterator
 
 import equinox as eqx
 import jax
@@ -11,40 +12,104 @@ from jaxtyping import Array, Float
 
 from jaxsep.dictionary.adam import instrument_adam
 from jaxsep.dictionary.learning import mean_loss
-from jaxsep.pursuit.search import Decomposition, improve, propagate, pursue, refit
+from jaxsep.pursuit.moves import arrange, by_voice, exchanged, from_neighbours, ringing, without
+from jaxsep.pursuit.search import (
+    CHUNK,
+    EXPLORE_STEPS,
+    Decomposition,
+    Explored,
+    explore,
+    propagate,
+    pursue,
+    refit,
+    reselect,
+)
 from jaxsep.pursuit.tone_pursuit import TonePursuit
+from jaxsep.pursuit.voices import VoiceModel, Voices, best_path
 from jaxsep.tones.tones import Tones
 
-__all__ = ["Alternation", "fit_dictionary"]
+__all__ = ["Alternated", "Alternation", "fit_dictionary"]
 
 #: Frames in one step of the dictionary's descent.
 _BATCH = 256
 
 
-class Alternation(eqx.Module):
-    """Minimises P1's objective over a whole recording, from a dictionary that was learned from samples of it.
+class Alternated(eqx.Module):
+    """What the alternation found.
 
-    A round fits the dictionary to the tones of all frames, refines the tones, lets a fresh greedy pursuit
-    offer its own, and propagates tones between frames. Tones and dictionary thus minimise one objective,
-    `Σ_frames L`, of which the stochastic learner is the initialisation. The best round counts.
-
-    Arguments:
-        rounds: alternations; 0 only searches with the dictionary as it is.
-        spans: distances, in frames, over which tones are propagated.
-        descents: steps of the modified Adam per round.
-        learning_rate: of the first round; it falls with 1 / round.
-        tolerance: relative decrease of the mean loss in a round below which it ends.
+    - `tones`, `loss`: of every frame, `[frames, slots]` with one slot per instrument more than it plays at a
+      time, for notes that still sound.
+    - `harmonics`: the dictionary.
+    - `cost_trace`: the mean cost C of a frame after every round.
+    - `confidence`: of every frame, as in `Explored`.
     """
 
-    rounds: int = eqx.field(static=True, default=3)
+    tones: Tones
+    loss: Float[np.ndarray, " frames"]
+    harmonics: Float[Array, "instruments harmonics"]
+    cost_trace: tuple[float, ...]
+    confidence: Float[np.ndarray, " frames"]
+
+
+#: Distances, in frames, over which notes may ring on in the last round.
+_RINGING = (1, 2, 4, 6)
+
+#: Least mean loss that the costs are relative to.
+_LEAST_SCALE = 1e-9
+
+
+class _State(eqx.Module):
+    """Tones, the dictionary they were refined with, and their cost C per frame."""
+
+    found: Decomposition
+    harmonics: Float[Array, "instruments harmonics"]
+    cost: float = float("inf")
+
+
+class _Task(eqx.Module):
+    """What stays the same while spectra are explained."""
+
+    pursuit: TonePursuit
+    spectra: Float[np.ndarray, "frames bins"]
+    spans: tuple[int, ...]
+    scale: float
+    tick: Callable[[], None]
+
+
+class Alternation(eqx.Module):
+    """Minimises the cost C of `VoiceModel` over a whole recording, from a dictionary learned from samples.
+
+    In a round every frame is offered other explanations (its neighbours' tones, instruments exchanged, tones
+    left out or chosen anew), the cheapest path through all of them is taken, and the dictionary descends at
+    the tones found. The first rounds see every `stride`-th frame alone. They begin twice: with the tones that
+    greedy pursuit and propagation found, and with the same tones given to the instruments by pitch, the
+    highest to the first; the cheaper one goes on with all frames. In the last round the dictionary stays as
+    it is, and notes may ring on beside the next.
+
+    Arguments:
+        voices: the costs beyond P1's loss.
+        rounds: with few frames, which one with all frames follows; 0 leaves the dictionary as it is, too.
+        stride: distance of the frames of the first rounds.
+        spans: distances, in frames, over which frames offer each other their tones.
+        descents: steps of the modified Adam per round.
+        learning_rate: of the first round; it falls with 1 / round, and starts at half with all frames.
+        learn: whether the dictionary may change; otherwise the instruments are not assigned by pitch either.
+    """
+
+    voices: VoiceModel = VoiceModel()
+    rounds: int = eqx.field(static=True, default=2)
+    stride: int = eqx.field(static=True, default=2)
     spans: tuple[int, ...] = eqx.field(static=True, default=(1, 2, 6, 12, 24))
     descents: int = eqx.field(static=True, default=60)
-    learning_rate: float = 5e-3
-    tolerance: float = 2e-3
+    learning_rate: float = eqx.field(static=True, default=1e-2)
+    learn: bool = eqx.field(static=True, default=True)
 
-    def num_steps(self, num_chunks: int) -> int:
-        """How often `advance` is called at most."""
-        return (self.rounds + 1) * (num_chunks + 2 * len(self.spans))
+    def num_steps(self, num_frames: int) -> int:
+        """How often `advance` is called at most for so many frames."""
+        few = -(-num_frames // self.stride)
+        starts = 2 if self.learn else 1
+        rounds = starts * self.rounds + 2
+        return -(-few // CHUNK) + 2 * len(self.spans) + EXPLORE_STEPS * rounds
 
     def __call__(
         self,
@@ -52,30 +117,113 @@ class Alternation(eqx.Module):
         spectra: Float[np.ndarray, "frames bins"],
         harmonics: Float[Array, "instruments harmonics"],
         advance: Callable[[str], None] = lambda note: None,
-    ) -> tuple[Decomposition, Float[Array, "instruments harmonics"], list[float]]:
-        """Tones, dictionary, and the mean loss after each round; `advance` hears of every part."""
-        note = [""]
-        tick = lambda: advance(note[0])
-        found = pursue(pursuit, spectra, harmonics, tick)
-        note[0] = f"loss {found.loss.mean():.3f}"
-        found = propagate(pursuit, spectra, harmonics, found, self.spans, tick)
-        best, trace = (found, harmonics), [float(found.loss.mean())]
+    ) -> Alternated:
+        """Tones and dictionary of a recording.
+
+        Arguments:
+            pursuit: its objective, solver, and number of tones per instrument are used.
+            spectra: log-frequency magnitudes, peak about 1.
+            harmonics: the dictionary to begin with.
+            advance: hears of every part of the work.
+        """
+        trace: list[float] = []
+        tick = lambda: advance(f"cost {trace[-1]:.3f}" if trace else "")
+        few = spectra[:: self.stride]
+        near = tuple(sorted({max(1, round(span / self.stride)) for span in self.spans}))
+        first = self._greedy(_Task(pursuit, few, near, 1.0, tick), harmonics)
+        # Of silence the mean would be 0, and every explanation as good as any other.
+        scale = max(float(first.found.loss.mean()), _LEAST_SCALE)
+        task = _Task(pursuit, few, near, scale, tick)
+        states = [first]
+        if self.learn and harmonics.shape[0] > 1 and np.any(first.found.tones.active):
+            states.append(self._by_voice(task, first))
         for number in range(self.rounds):
-            note[0] = f"loss {trace[-1]:.3f}"
-            rate = self.learning_rate / (1 + number)
-            harmonics = fit_dictionary(
-                pursuit, spectra, found.tones, harmonics, self.descents, rate, seed=number
-            )
-            found = refit(pursuit, spectra, harmonics, found.tones, np.full_like(found.loss, np.inf))
-            fresh = pursue(pursuit, spectra, harmonics, tick)
-            found = improve(found, np.arange(found.loss.size), fresh)[0]
-            found = propagate(pursuit, spectra, harmonics, found, self.spans, tick)
-            trace.append(float(found.loss.mean()))
-            if trace[-1] <= best[0].loss.mean():
-                best = found, harmonics
-            if trace[-1] > (1 - self.tolerance) * trace[-2]:
-                break
-        return *best, trace
+            states = [self._round(task, state, self.learning_rate, number) for state in states]
+            trace.append(min(state.cost for state in states))
+        task = _Task(pursuit, spectra, self.spans, scale, tick)
+        state = self._expand(task, min(states, key=lambda state: state.cost))
+        if self.learn and self.rounds:
+            state = self._round(task, state, self.learning_rate / 2, 0)
+            trace.append(state.cost)
+        last = self._ring(task, state)
+        trace.append(last.cost)
+        found = last.found
+        return Alternated(found.tones, found.loss, state.harmonics, tuple(trace), last.confidence)
+
+    def _greedy(self, task, harmonics):
+        found = pursue(task.pursuit, task.spectra, harmonics, task.tick)
+        found = propagate(task.pursuit, task.spectra, harmonics, found, task.spans, task.tick)
+        return _State(_arranged(found, harmonics, task.pursuit.tones_per_instrument), harmonics)
+
+    def _by_voice(self, task, state):
+        """All instruments begin alike, and become different by the tones of their voices."""
+        tones = by_voice(state.found.tones, state.harmonics.shape[0], task.pursuit.tones_per_instrument)
+        harmonics = jnp.broadcast_to(jnp.mean(state.harmonics, axis=0), state.harmonics.shape)
+        for seed in range(2):
+            state = self._learn(task, tones, harmonics, 2 * self.learning_rate, seed)
+            tones, harmonics = state.found.tones, state.harmonics
+        return state
+
+    def _round(self, task, state, learning_rate, number):
+        explored = self._explore(task, state, _proposals(task, state))
+        if not self.learn:
+            return _State(explored.found, state.harmonics, explored.cost)
+        rate = learning_rate / (1 + number)
+        state = self._learn(task, explored.found.tones, state.harmonics, rate, seed=number)
+        return eqx.tree_at(lambda s: s.cost, state, self._cost(task, state))
+
+    def _learn(self, task, tones, harmonics, rate, seed):
+        """The dictionary's descent at given tones, and the tones refined with it."""
+        harmonics = fit_dictionary(
+            task.pursuit, task.spectra, tones, harmonics, self.descents, rate, seed=seed
+        )
+        anything = np.full(task.spectra.shape[0], np.inf, task.spectra.dtype)
+        found = refit(task.pursuit, task.spectra, harmonics, tones, anything)
+        return _State(_arranged(found, harmonics, tones.capacity // harmonics.shape[0]), harmonics)
+
+    def _voices(self, task, state) -> Voices:
+        objective, limit = task.pursuit.objective, task.pursuit.tones_per_instrument
+        number = state.harmonics.shape[0]
+        return self.voices.fit(state.found.tones, number, limit, objective.axis, task.scale)
+
+    def _cost(self, task, state):
+        voices, found = self._voices(task, state), state.found
+        alone = jax.tree.map(lambda x: x[:, None], found)
+        return float(best_path(voices, alone.tones, alone.loss).cost) / found.loss.size
+
+    def _ring(self, task, state) -> Explored:
+        """A last round, in which each instrument has a slot more: notes may ring on beside the next."""
+        slots = task.pursuit.tones_per_instrument + 1
+        wide = _State(_arranged(state.found, state.harmonics, slots), state.harmonics)
+        more = ringing(wide.found.tones, wide.harmonics.shape[0], _RINGING)
+        proposals = itertools.chain(_proposals(task, wide), more)
+        return self._explore(task, wide, proposals)
+
+    def _explore(self, task, state, proposals):
+        voices = self._voices(task, state)
+        return explore(task.pursuit, task.spectra, state.harmonics, state.found, voices, proposals, task.tick)
+
+    def _expand(self, task, state):
+        """The tones of few frames as a start for all."""
+        nearest = np.minimum(np.arange(task.spectra.shape[0]) // self.stride, state.found.loss.size - 1)
+        tones = jax.tree.map(lambda x: x[nearest], state.found.tones)
+        anything = np.full(task.spectra.shape[0], np.inf, task.spectra.dtype)
+        found = refit(task.pursuit, task.spectra, state.harmonics, tones, anything)
+        return _State(_arranged(found, state.harmonics, task.pursuit.tones_per_instrument), state.harmonics)
+
+
+def _proposals(task, state) -> Iterator[Tones]:
+    number, tones = state.harmonics.shape[0], state.found.tones
+    yield from reselect(task.pursuit, task.spectra, state.harmonics, tones)
+    yield from from_neighbours(tones, number, task.spans)
+    yield from exchanged(tones, number)
+    yield from without(tones)
+    greedy = pursue(task.pursuit, task.spectra, state.harmonics)
+    yield _arranged(greedy, state.harmonics, tones.capacity // number).tones
+
+
+def _arranged(found, harmonics, slots):
+    return Decomposition(arrange(found.tones, harmonics.shape[0], slots), found.loss)
 
 
 def fit_dictionary(

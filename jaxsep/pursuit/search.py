@@ -6,7 +6,8 @@ they lower P1's objective without changing it.
 """
 
 import os
-from collections.abc import Callable, Iterable
+import threading
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -16,11 +17,23 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from jaxsep.pursuit.moves import arrange, reselected
 from jaxsep.pursuit.refinement import refine
 from jaxsep.pursuit.tone_pursuit import TonePursuit
+from jaxsep.pursuit.voices import Voices, best_path
 from jaxsep.tones.tones import Tones
 
-__all__ = ["Decomposition", "improve", "parallel_map", "propagate", "pursue", "refit"]
+__all__ = [
+    "Decomposition",
+    "Explored",
+    "explore",
+    "improve",
+    "parallel_map",
+    "propagate",
+    "pursue",
+    "refit",
+    "reselect",
+]
 
 #: Frames per compiled call: one shape for every recording and every list of frames.
 CHUNK = 256
@@ -28,15 +41,47 @@ CHUNK = 256
 #: Tones of the same instrument nearer than this, in bins, are one hypothesis: refinement joins them.
 _SAME = 1.0
 
+#: What separates instruments in a signature, and the place of an empty slot, in bins.
+_FAR, _NOWHERE = 1e6, 1e9
+
+#: Tones at least so far apart, in bins (over half a semitone), are different notes.
+_APART = 5.0
+
+#: How often `explore` reports its progress.
+EXPLORE_STEPS = 20
+
+#: Hypotheses of a frame from which the path is chosen.
+POOL = 32
+
+#: Loss above the present one, relative to the scale of the costs, up to which a hypothesis is followed.
+_MARGIN = 0.6
+
 #: A relative decrease of the loss below this is rounding, not a better hypothesis.
 _GAIN = 1e-4
 
 
 class Decomposition(eqx.Module):
-    """Tones of every frame of a recording, `[frames, tones]`, and the lifted loss of each; on the host."""
+    """Tones of every frame of a recording, `[frames, tones]`, and the lifted loss of each; on the host.
+
+    Several hypotheses per frame have a second axis.
+    """
 
     tones: Tones
-    loss: Float[np.ndarray, " frames"]
+    loss: Float[np.ndarray, "*frames"]
+
+
+class Explored(eqx.Module):
+    """What a search found in a recording.
+
+    - `found`: tones and loss of every frame.
+    - `cost`: mean cost of a frame (`VoiceModel`).
+    - `confidence`: `[frames]`, by how much the recording would cost more, in units of the costs' scale, with
+      any other notes that were considered for the frame; infinite where there were none.
+    """
+
+    found: Decomposition
+    cost: float
+    confidence: Float[np.ndarray, " frames"]
 
 
 def pursue(
@@ -63,8 +108,12 @@ def refit(
     tones: Tones,
     goal: Float[np.ndarray, " selected"],
     frames: Int[np.ndarray, " selected"] | None = None,
+    advance: Callable[[], None] = lambda: None,
 ) -> Decomposition:
     """Refines the tones proposed for the given frames (all by default).
+
+    Frames with no more tones than the instruments usually play are solved in that many slots, which is
+    cheaper than in all.
 
     Arguments:
         pursuit: its objective and solver are used.
@@ -73,16 +122,159 @@ def refit(
         tones: proposals, `[selected, tones]`, in the order of `frames`.
         goal: loss of each proposal's frame below which it is of interest; the rest is given up early.
         frames: indices of the frames.
+        advance: is called after each chunk.
     """
     frames = np.arange(spectra.shape[0]) if frames is None else frames
+    order = np.argsort(~np.asarray(tones.active), axis=1, kind="stable")
+    tones = jax.tree.map(lambda x: np.take_along_axis(np.asarray(x), order, axis=1), tones)
+    usual = min(harmonics.shape[0] * pursuit.tones_per_instrument, tones.capacity)
+    many = np.sum(tones.active, axis=1) > usual
+    result = Decomposition(tones, np.empty(frames.size, spectra.dtype))
 
-    def run(rows):
-        start = jax.tree.map(lambda x: jnp.asarray(_rows(x, rows)), tones)
-        here = jnp.asarray(_rows(spectra, frames[rows])), jnp.asarray(_rows(goal, rows))
-        result = _refine(pursuit, here[0], start, harmonics, here[1])
-        return _to_host(result)
+    for rows, slots in ((np.flatnonzero(~many), usual), (np.flatnonzero(many), tones.capacity)):
 
-    return _chunked(run, np.arange(frames.size))
+        def run(rows, slots=slots):
+            start = jax.tree.map(lambda x: jnp.asarray(x[rows, :slots]), tones)
+            here = jnp.asarray(_rows(spectra, frames[rows])), jnp.asarray(_rows(goal, rows))
+            refined = _to_host(_refine(pursuit, here[0], start, harmonics, here[1]))
+            advance()
+            return refined
+
+        if rows.size:
+            _assign(result, rows, _chunked(run, rows))
+    return result
+
+
+def reselect(
+    pursuit: TonePursuit,
+    spectra: Float[np.ndarray, "frames bins"],
+    harmonics: Float[Array, "instruments harmonics"],
+    tones: Tones,
+) -> Iterator[Tones]:
+    """For each instrument in turn, the best other tones given those of all other instruments."""
+    for instrument in range(harmonics.shape[0]):
+
+        def run(rows, instrument=instrument):
+            here = jax.tree.map(lambda x: jnp.asarray(_rows(x, rows)), tones)
+            spectrum = jnp.asarray(_rows(spectra, rows))
+            return jax.tree.map(np.asarray, _reselected(pursuit, spectrum, harmonics, here, instrument))
+
+        alternatives = _chunked(run, np.arange(spectra.shape[0]))
+        for number in range(alternatives.active.shape[1]):
+            yield jax.tree.map(lambda x, number=number: x[:, number], alternatives)
+
+
+def explore(
+    pursuit: TonePursuit,
+    spectra: Float[np.ndarray, "frames bins"],
+    harmonics: Float[Array, "instruments harmonics"],
+    found: Decomposition,
+    voices: Voices,
+    proposals: Iterable[Tones],
+    advance: Callable[[], None] = lambda: None,
+) -> Explored:
+    """Refines what is proposed for the frames and takes the cheapest path through all hypotheses.
+
+    Arguments:
+        pursuit: its objective and solver are used.
+        spectra: of all frames.
+        harmonics: rows of the dictionary.
+        found: the tones so far, `[frames, slots]`, the first hypothesis of each frame.
+        voices: costs of tones and changes; the result never costs more than `found`.
+        proposals: tones for every frame, `[frames, slots]`. What a frame has seen, to a bin, is skipped.
+        advance: is called `EXPLORE_STEPS` times in the course of the work.
+
+    Returns: the path's tones with their loss, its cost per frame, and the confidence in each frame.
+    """
+    frames, tones = _new(found.tones, proposals)
+    # What is far worse than the present tones of a frame is given up early.
+    goal = found.loss + _MARGIN * float(voices.scale)
+    evenly = _Evenly(advance, -(-frames.size // CHUNK), EXPLORE_STEPS)
+    refined = refit(pursuit, spectra, harmonics, tones, goal[frames], frames, evenly)
+    slots = found.tones.capacity // harmonics.shape[0]
+    refined = Decomposition(arrange(refined.tones, harmonics.shape[0], slots), refined.loss)
+    pool = _pool(found, frames, refined)
+    path = jax.tree.map(np.asarray, best_path(voices, pool.tones, pool.loss))
+    evenly.finish()
+    rows = np.arange(found.loss.size)
+    chosen = jax.tree.map(lambda x: x[rows, path.choice], pool)
+    mark = _signature(pool.tones)
+    other = np.any(np.abs(mark - mark[rows, path.choice][:, None]) > _APART, axis=2)
+    # Sums along the path are rounded: what comes out cheaper than the best is as good as it.
+    gap = np.maximum(np.min(np.where(other, path.marginal, np.inf), axis=1) - path.cost, 0)
+    return Explored(chosen, float(path.cost) / rows.size, gap / float(voices.scale))
+
+
+class _Evenly:
+    """Calls `advance` so many times in the course of about so many calls, from any thread."""
+
+    def __init__(self, advance, num_calls, num_steps):
+        self.advance, self.num_calls, self.num_steps = advance, max(num_calls, 1), num_steps
+        self.calls, self.steps, self.lock = 0, 0, threading.Lock()
+
+    def __call__(self):
+        with self.lock:
+            self.calls += 1
+            self._reach(min(self.num_steps, self.calls * self.num_steps // self.num_calls))
+
+    def finish(self):
+        self._reach(self.num_steps)
+
+    def _reach(self, steps):
+        for _ in range(self.steps, steps):
+            self.advance()
+        self.steps = steps
+
+
+def _new(tones, proposals):
+    """Proposals that differ from all before them: frames, and their tones, in one list."""
+    seen, frames, kept = [_signature(tones)], [], []
+    for proposal in proposals:
+        mark = _signature(proposal)
+        fresh = np.any(proposal.active, axis=1) & ~_doubled(proposal)
+        for other in seen:
+            fresh &= np.any(np.abs(mark - other) > _SAME, axis=1)
+        seen.append(np.where(fresh[:, None], mark, np.inf))
+        frames.append(np.flatnonzero(fresh))
+        kept.append(_take(proposal, frames[-1]))
+    return np.concatenate(frames), jax.tree.map(lambda *x: np.concatenate(x), *kept)
+
+
+def _doubled(tones):
+    """Whether an instrument plays one pitch twice."""
+    place = tones.instrument * _FAR + tones.fundamental
+    empty = _NOWHERE * (1 + np.arange(tones.capacity))
+    gaps = np.diff(np.sort(np.where(tones.active, place, empty), axis=1), axis=1)
+    return np.any(gaps < _APART, axis=1)
+
+
+def _pool(found, frames, refined):
+    """Hypotheses `[frames, POOL]`: those found so far first, then the refined ones of least loss."""
+    order = np.lexsort((refined.loss, frames))
+    frames = frames[order]
+    place = 1 + np.arange(frames.size) - np.searchsorted(frames, frames)
+    fits = place < POOL
+    order, frames, place = order[fits], frames[fits], place[fits]
+
+    def gather(first, others):
+        pool = np.repeat(first[:, None], POOL, axis=1)
+        pool[frames, place] = others[order]
+        return pool
+
+    loss = np.full((found.loss.size, POOL), np.inf, np.float32)
+    loss[:, 0] = found.loss
+    loss[frames, place] = refined.loss[order]
+    return Decomposition(jax.tree.map(gather, found.tones, refined.tones), loss)
+
+
+def _assign(result, rows, part):
+    slots = part.tones.capacity
+
+    def put(all_, some):
+        all_[rows, :slots] = some
+
+    jax.tree.map(put, result.tones, part.tones)
+    result.loss[rows] = part.loss
 
 
 def improve(
@@ -142,6 +334,11 @@ def _pursue(pursuit, spectra, harmonics):
 
 
 @eqx.filter_jit
+def _reselected(pursuit, spectra, harmonics, tones, instrument):
+    return reselected(pursuit, spectra, harmonics, tones, jnp.asarray(instrument))
+
+
+@eqx.filter_jit
 def _refine(pursuit, spectra, tones, harmonics, goal):
     return refine(spectra, tones, harmonics, pursuit.objective, solver=pursuit.solver, goal=goal)
 
@@ -171,9 +368,10 @@ def _take(tones, frames):
 def _differ(tones: Tones, others: Tones) -> Bool[np.ndarray, " frames"]:
     """Whether two hypotheses of each frame are more than a refinement apart."""
 
-    def signature(t):
-        # Instruments are many axes apart, so that sorting pairs the tones of each instrument.
-        place = np.where(t.active, t.instrument * 1e6 + t.fundamental, 1e9)
-        return np.sort(place, axis=1)
+    return np.any(np.abs(_signature(tones) - _signature(others)) > _SAME, axis=1)
 
-    return np.any(np.abs(signature(tones) - signature(others)) > _SAME, axis=1)
+
+def _signature(tones):
+    """Positions `[frames, slots]` in an order that does not depend on the slots."""
+    # Instruments are many axes apart, so that sorting pairs the tones of each instrument.
+    return np.sort(np.where(tones.active, tones.instrument * _FAR + tones.fundamental, _NOWHERE), axis=-1)

@@ -19,6 +19,9 @@ __all__ = ["overview"]
 #: Colours that everyone can tell apart (M. Okabe, K. Ito, "Color Universal Design", 2008).
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 
+#: Confidence above which a frame counts as sure, in units of the mean loss of a frame.
+_SURE = 2
+
 #: More do not fit beside the mixture; the titles of the panels have the colours too.
 _MAX_KEYS = 5
 
@@ -32,7 +35,8 @@ def overview(
     """Draws the spectrograms of mixture and stems with the fundamentals that were found, and the harmonics.
 
     All panels share one scale of levels, down to 60 dB below the loudest of the mixture. An instrument's
-    fundamentals and the bars of its harmonics have one colour.
+    fundamentals and the bars of its harmonics have one colour. Below, after a full search, is how sure it was
+    of the notes of each frame, and how the cost fell.
 
     Arguments:
         separation: what `separate` returned.
@@ -47,8 +51,10 @@ def overview(
     scale = np.shape(samples)[-1] / sample_rate, float(mixture.max()), audible_bins(mixture)
     num_instruments = separation.dictionary.num_instruments
     rows = num_instruments + 1
-    figure = Figure(figsize=(WIDTH, 0.6 + 1.75 * rows), dpi=DPI, layout="constrained")
-    grid = figure.add_gridspec(rows, 2, width_ratios=(4.2, 1))
+    searched = len(separation.cost_trace) > 1
+    heights = [1.75] * rows + [0.9] * searched
+    figure = Figure(figsize=(WIDTH, 0.6 + sum(heights)), dpi=DPI, layout="constrained")
+    grid = figure.add_gridspec(len(heights), 2, width_ratios=(4.2, 1), height_ratios=heights)
     shared = None
     for row in range(rows):
         axes = shared = figure.add_subplot(grid[row, 0], sharex=shared)
@@ -59,12 +65,15 @@ def overview(
         _title(
             axes, "mixture" if row == 0 else f"instrument {row}", "black" if row == 0 else _colour(row - 1)
         )
-        if row < rows - 1:
+        if row < len(heights) - 1:
             axes.set_xlabel("")
             axes.tick_params(labelbottom=False)
     for instrument in range(num_instruments):
         _draw_harmonics(figure.add_subplot(grid[instrument + 1, 1]), separation, instrument)
     _draw_key(figure, figure.add_subplot(grid[0, 1]), picture, num_instruments)
+    if searched:
+        _draw_confidence(figure.add_subplot(grid[rows, 0], sharex=shared), separation)
+        _draw_costs(figure.add_subplot(grid[rows, 1]), separation.cost_trace)
     figure.savefig(target)
 
 
@@ -104,6 +113,28 @@ def _draw_harmonics(axes, separation, instrument):
     last = instrument == separation.dictionary.num_instruments - 1
     axes.set_xlabel("harmonic" if last else "", fontsize=9)
     _title(axes, "harmonics")
+
+
+def _draw_confidence(axes, separation):
+    """Large where every other explanation of a frame would cost much more."""
+    shown = np.minimum(separation.confidence, _SURE)
+    step = max(1, len(shown) // MAX_COLUMNS)
+    axes.fill_between(separation.times[::step], shown[::step], color="0.6", linewidth=0, step="mid")
+    axes.set_ylim(0, _SURE)
+    axes.set_yticks([0, _SURE], ["0", f"≥ {_SURE}"])
+    axes.tick_params(labelsize=8, length=2)
+    axes.set_xlabel("time (s)", fontsize=9)
+    axes.spines[["top", "right"]].set_visible(False)
+    _title(axes, "confidence in the notes")
+
+
+def _draw_costs(axes, costs):
+    axes.plot(np.arange(1, len(costs) + 1), costs, color="0.3", marker="o", markersize=3, linewidth=1)
+    axes.set_xticks(np.arange(1, len(costs) + 1))
+    axes.tick_params(labelsize=8, length=2)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.set_xlabel("round", fontsize=9)
+    _title(axes, "cost")
 
 
 def _draw_key(figure, axes, picture, num_instruments):

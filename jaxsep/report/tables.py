@@ -74,8 +74,10 @@ def separation_document(
         source: what is known of the recording: its file name, and of a given dictionary.
 
     Returns: the document. `restart_losses` are the mean lifted losses under each learned dictionary relative
-    to those without tones, the chosen one first; there are none with a given dictionary. `loss_trace` are
-    the mean losses in the course of the search, for spectra with a peak of 1, and `mean_loss` the final one.
+    to those without tones, the chosen one first; there are none with a given dictionary. `cost_trace` are
+    the mean costs of a frame in the course of the search (`VoiceModel`), for spectra with a peak of 1, and
+    `mean_loss` is the mean lifted loss at the end. `sure_frames` is the part of the frames whose confidence
+    is at least 1; there is none after greedy search.
     """
     shape = separation.stems.shape
     return {
@@ -97,9 +99,14 @@ def separation_document(
         "seconds": {name: round(seconds, 3) for name, seconds in separation.seconds.items()},
         "num_tones": int(np.count_nonzero(separation.tones.active)),
         "restart_losses": [float(loss) for loss in separation.restart_losses],
-        "loss_trace": [float(loss) for loss in separation.loss_trace],
+        "cost_trace": [float(cost) for cost in separation.cost_trace],
         "mean_loss": float(np.mean(separation.loss)),
+        "sure_frames": _part_sure(separation.confidence),
     }
+
+
+def _part_sure(confidence):
+    return None if np.all(np.isnan(confidence)) else float(np.mean(confidence >= 1))
 
 
 def versions() -> dict[str, str]:

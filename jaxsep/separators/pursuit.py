@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from jaxsep.audio import check_samples, resample
-from jaxsep.dictionary.alternation import Alternation
+from jaxsep.dictionary.alternation import Alternated, Alternation
 from jaxsep.dictionary.learning import DictionaryLearner
 from jaxsep.dictionary.restarts import learn_dictionaries
 from jaxsep.progress import Progress
@@ -71,10 +71,8 @@ def separate(
             restarts = learn_dictionaries(spectra, learner, settings.restarts, progress=progress, key=key)
         dictionary, losses = Dictionary(restarts[0].harmonics), tuple(r.loss for r in restarts)
     with clock("pursuit"):
-        found, harmonics, trace = _decompose(
-            pursuit, spectra, dictionary.harmonics, settings, bool(losses), progress
-        )
-    dictionary, tones = Dictionary(harmonics), found.tones
+        found = _decompose(pursuit, spectra, dictionary.harmonics, settings, bool(losses), progress)
+    dictionary, tones = Dictionary(found.harmonics), found.tones
     hertz = objective.axis.to_hz(jnp.asarray(tones.fundamental))
     tones = eqx.tree_at(
         lambda t: (t.amplitude, t.fundamental),
@@ -90,7 +88,8 @@ def separate(
         times=np.arange(found.loss.size) * settings.hop / ANALYSIS_RATE,
         dictionary=dictionary,
         loss=found.loss,
-        loss_trace=tuple(trace),
+        confidence=found.confidence,
+        cost_trace=found.cost_trace,
         restart_losses=losses,
         seconds=clock.seconds,
     )
@@ -141,18 +140,19 @@ def _spectra(mono, stft, axis, settings, progress):
 
 
 def _decompose(pursuit, spectra, harmonics, settings, learned, progress):
-    """Tones, harmonics and loss trace, of the greedy pursuit or of the full search."""
+    """Tones, harmonics, and how sure they are: of the greedy pursuit or of the full search."""
     name = "finding the tones"
     chunks = -(-spectra.shape[0] // CHUNK)
     if settings.search == "greedy":
         with progress.stage(name, chunks):
             found = pursue(pursuit, spectra, harmonics, lambda: progress.advance(name))
-        return found, harmonics, [float(found.loss.mean())]
+        unknown = np.full(found.loss.size, np.nan, np.float32)
+        return Alternated(found.tones, found.loss, harmonics, (float(found.loss.mean()),), unknown)
     spans = tuple(sorted({max(1, round(seconds * ANALYSIS_RATE / settings.hop)) for seconds in _SPANS}))
     # A given dictionary is used as it is.
-    alternation = Alternation(rounds=settings.rounds if learned else 0, spans=spans)
+    alternation = Alternation(rounds=settings.rounds, spans=spans, learn=learned)
     quick = eqx.tree_at(lambda p: p.solver.tolerance, pursuit, 1e-4)
-    with progress.stage(name, alternation.num_steps(chunks)):
+    with progress.stage(name, alternation.num_steps(spectra.shape[0])):
         return alternation(quick, spectra, harmonics, lambda note: progress.advance(name, note))
 
 

@@ -22,8 +22,8 @@ class PursuitSettings:
         restarts: dictionaries learned from different seeds.
         steps: minibatches that each restart learns from.
         batch: frames per minibatch.
-        search: `"greedy"`, P1's selection alone, or `"full"`: neighbouring frames offer each other their
-            tones, and tones and dictionary are improved in turn.
+        search: `"greedy"`, P1's selection alone, or `"full"`: the cheapest path through several explanations
+            of every frame, in turn with the dictionary.
         rounds: how often, in the full search; a given dictionary stays as it is.
         full_peaks: whether the log-frequency spectrogram refines every peak (slower, slightly better).
         masking: stems are the mixture times a mask, and sum to it; otherwise the tones alone are played with
@@ -37,7 +37,7 @@ class PursuitSettings:
     restarts: int = 4
     steps: int = 96
     search: str = "full"
-    rounds: int = 3
+    rounds: int = 2
     batch: int = 64
     full_peaks: bool = False
     masking: bool = True
@@ -65,11 +65,15 @@ class Separation(eqx.Module):
     - `stems`: `[instruments, samples]`, or `[instruments, channels, samples]` for a recording with channels,
       at its own rate and length.
     - `sample_rate`: in Hz.
-    - `tones`: `[frames, tones]`; amplitudes in the recording's units, fundamentals in Hz.
+    - `tones`: `[frames, tones]`; amplitudes in the recording's units, fundamentals in Hz. After a full search
+      an instrument may have one tone more than it plays at a time: a note that rings on, or the next one.
     - `times`: centre of each frame in seconds.
     - `dictionary`: harmonics of each instrument.
     - `loss`: lifted loss of each frame, for spectra with a peak of 1.
-    - `loss_trace`: mean loss after the search and after each round.
+    - `confidence`: by how much, in units of the mean loss of a frame, the cost of the recording would grow
+      with other notes in this frame; infinite where none were considered, NaN after greedy search.
+    - `cost_trace`: mean cost of a frame after each round of the search, the last that of the result
+      (`VoiceModel`); after greedy search, the mean loss alone.
     - `restart_losses`: of every learned dictionary, the chosen one first; empty with a given dictionary.
     - `seconds`: wall time of every stage.
     """
@@ -80,6 +84,7 @@ class Separation(eqx.Module):
     times: Float[np.ndarray, " frames"]
     dictionary: Dictionary
     loss: Float[np.ndarray, " frames"]
-    loss_trace: tuple[float, ...]
+    confidence: Float[np.ndarray, " frames"]
+    cost_trace: tuple[float, ...]
     restart_losses: tuple[float, ...]
     seconds: dict[str, float]

@@ -1,0 +1,162 @@
+"""What the notes of a recording have in common, which the loss of a single frame cannot see.
+
+A tone mostly goes on in the next frame, and an instrument keeps to its register. Where two explanations of a
+frame are nearly as good (similar instruments, octaves, unisons), this decides, and it decides for whole
+notes: the cheapest path through the hypotheses of all frames is found by dynamic programming.
+"""
+
+import math
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from jaxsep.tones.axes import LogAxis
+from jaxsep.tones.tones import Tones
+
+__all__ = ["Path", "VoiceModel", "Voices", "best_path"]
+
+
+class VoiceModel(eqx.Module):
+    """Costs of a recording's tones beyond the lifted loss L, in units of the recording's mean loss s.
+
+    `C = Σ_frames L + s Σ_frames ( λ·K + λ'·K' + γ Σ_k ln(p₀ / p_η(μ_k)) + κ/2·(begins + ends) )`
+
+    for K tones in a frame, K' of them beyond what their instrument plays at a time, at positions μ_k. The
+    register p_i is the density of an instrument's pitches, estimated from its tones over the recording, and
+    p₀ that of an even spread over two octaves. A tone begins or ends where its instrument has none nearby in
+    pitch in the frame before or after.
+
+    Arguments:
+        register: γ ≥ 0.
+        change: κ ≥ 0.
+        sounding: λ ≥ 0.
+        ringing: λ' ≥ 0, of a note that still sounds when its instrument plays the next.
+        tolerance: how far, in semitones, a tone may move from one frame to the next.
+        smoothing: standard deviation, in semitones, of the kernel that estimates the registers.
+    """
+
+    register: float | Float[Array, ""] = 0.15
+    change: float | Float[Array, ""] = 0.5
+    sounding: float | Float[Array, ""] = 0.1
+    ringing: float | Float[Array, ""] = 0.1
+    tolerance: float | Float[Array, ""] = 0.7
+    smoothing: float = eqx.field(static=True, default=2.5)
+
+    def fit(
+        self, tones: Tones, num_instruments: int, tones_per_instrument: int, axis: LogAxis, scale: float
+    ) -> "Voices":
+        """The costs for a recording whose tones `[frames, tones]` are roughly known; `scale` is s."""
+        surprisal = jnp.asarray(_surprisal(tones, num_instruments, axis, self.smoothing), jnp.float32)
+        return Voices(self, surprisal, jnp.asarray(scale, jnp.float32), axis, tones_per_instrument)
+
+
+class Voices(eqx.Module):
+    """A `VoiceModel` for one recording: surprisal `ln(p₀ / p_i)` of every bin, and the scale s."""
+
+    model: VoiceModel
+    surprisal: Float[Array, "instruments bins"]
+    scale: Float[Array, ""]
+    axis: LogAxis
+    tones_per_instrument: int = eqx.field(static=True)
+
+    def sounding(self, tones: Tones) -> Float[Array, ""]:
+        """Cost of the tones of one frame, without their loss."""
+        place = jnp.clip(jnp.round(tones.fundamental).astype(jnp.int32), 0, self.axis.num_bins - 1)
+        register = jnp.where(tones.active, self.surprisal[tones.instrument, place], 0)
+        playing = tones.active & (tones.instrument == jnp.arange(self.surprisal.shape[0])[:, None])
+        beyond = jnp.maximum(jnp.sum(playing, axis=1) - self.tones_per_instrument, 0)
+        costs = (
+            self.model.sounding * jnp.sum(tones.active)
+            + self.model.ringing * jnp.sum(beyond)
+            + self.model.register * jnp.sum(register)
+        )
+        return self.scale * costs
+
+    def changing(self, before: Tones, after: Tones) -> Float[Array, ""]:
+        """Cost of the step from the tones of one frame to those of the next."""
+        near = self.model.tolerance * _semitone(self.axis)
+        same = (
+            (before.active[:, None] & after.active)
+            & (before.instrument[:, None] == after.instrument)
+            & (jnp.abs(before.fundamental[:, None] - after.fundamental) < near)
+        )
+        ends = before.active & ~jnp.any(same, axis=1)
+        begins = after.active & ~jnp.any(same, axis=0)
+        return 0.5 * self.scale * self.model.change * (jnp.sum(ends) + jnp.sum(begins))
+
+
+class Path(eqx.Module):
+    """The cheapest hypothesis of every frame.
+
+    - `choice`: its number.
+    - `cost`: total cost C of the path.
+    - `marginal`: the cheapest C of a path through each hypothesis.
+    """
+
+    choice: Int[Array, " frames"]
+    cost: Float[Array, ""]
+    marginal: Float[Array, "frames hypotheses"]
+
+
+@eqx.filter_jit
+def best_path(voices: Voices, tones: Tones, loss: Float[Array, "frames hypotheses"]) -> Path:
+    """The path of least cost through the hypotheses of all frames, by dynamic programming.
+
+    Arguments:
+        voices: the costs.
+        tones: `[frames, hypotheses, tones]`.
+        loss: lifted loss of each hypothesis; infinite where there is none.
+    """
+    pairs = jax.vmap(jax.vmap(voices.changing, in_axes=(None, 0)), in_axes=(0, None))
+    cost = loss.astype(jnp.float32) + jax.vmap(jax.vmap(voices.sounding))(tones)
+
+    def forward(carry, here):
+        before, so_far = carry
+        now, cost = here
+        steps = so_far[:, None] + pairs(before, now)
+        total = jnp.min(steps, axis=0) + cost
+        return (now, total), (total, jnp.argmin(steps, axis=0).astype(jnp.int32))
+
+    def backward(carry, here):
+        after, to_come = carry
+        now, cost = here
+        total = jnp.min(pairs(now, after) + to_come, axis=1)
+        return (now, total + cost), total
+
+    start = jax.tree.map(lambda x: x[0], (tones, cost))
+    _, (reached, origin) = jax.lax.scan(forward, start, jax.tree.map(lambda x: x[1:], (tones, cost)))
+    reached = jnp.concatenate([cost[:1], reached])
+    end = jax.tree.map(lambda x: x[-1], (tones, cost))
+    _, remaining = jax.lax.scan(backward, end, jax.tree.map(lambda x: x[:-1], (tones, cost)), reverse=True)
+    remaining = jnp.concatenate([remaining, jnp.zeros_like(cost[:1])])
+    last = jnp.argmin(reached[-1]).astype(jnp.int32)
+    _, choice = jax.lax.scan(lambda h, back: (back[h], back[h]), last, origin, reverse=True)
+    return Path(jnp.append(choice, last), reached[-1, last], reached + remaining)
+
+
+def _surprisal(tones, num_instruments, axis, smoothing):
+    """`ln(p₀ / p_i)` from the pitches of each instrument, each weighted by the root of its amplitude."""
+    width = smoothing * _semitone(axis)
+    reach = np.arange(-math.ceil(4 * width), math.ceil(4 * width) + 1)
+    kernel = np.exp(-0.5 * (reach / width) ** 2)
+    place = np.clip(np.round(tones.fundamental), 0, axis.num_bins - 1).astype(int)
+    rows = []
+    for number in range(num_instruments):
+        mine = tones.active & (tones.instrument == number)
+        count = np.bincount(place[mine], np.sqrt(tones.amplitude[mine]), axis.num_bins)
+        smooth = np.convolve(count, kernel, "same")
+        smooth = smooth / max(smooth.sum(), np.finfo(float).tiny)
+        # A little of an even spread, so that no pitch is impossible.
+        rows.append((1 - _SPREAD) * smooth + _SPREAD / axis.num_bins)
+    return -np.log(np.stack(rows) * 24 * _semitone(axis))
+
+
+#: Part of a register that is spread evenly over the axis.
+_SPREAD = 0.02
+
+
+def _semitone(axis):
+    return axis.bins_per_neper * math.log(2) / 12
