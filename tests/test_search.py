@@ -1,0 +1,273 @@
+"""Moves and the search over a recording, on spectra whose tones are known."""
+
+from functools import cache
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from problems import AXIS, DICTIONARY, OCTAVE, SEMITONE, Note, pack_notes, render_notes
+
+from jaxsep.dictionary.alternation import Alternation
+from jaxsep.pursuit import search
+from jaxsep.pursuit.lifting import LiftedLoss
+from jaxsep.pursuit.moves import arrange, by_voice, exchanged, from_neighbours, ringing, without
+from jaxsep.pursuit.refinement import LevenbergMarquardt
+from jaxsep.pursuit.search import Decomposition, explore, propagate, pursue, refit, reselect
+from jaxsep.pursuit.tone_pursuit import TonePursuit
+from jaxsep.pursuit.voices import VoiceModel
+from jaxsep.tones.tones import Tones
+
+PURSUIT = TonePursuit(LiftedLoss(AXIS), solver=LevenbergMarquardt(1e-4))
+HARMONICS = jnp.asarray(DICTIONARY, jnp.float32)
+LENGTH = 12
+
+
+@cache
+def melody():
+    """Notes of a duet, `LENGTH` frames each, in which octaves and unisons hide one of the tones."""
+    low = [150.0, 150 + 2 * SEMITONE, 150.0, 150 + 5 * SEMITONE]
+    high = [150 + OCTAVE, 150 + 9 * SEMITONE, 150 + 7 * SEMITONE, 150 + 5 * SEMITONE + OCTAVE]
+    return tuple(
+        (Note(0, 0.9, a + 0.3), Note(1, 0.9, b + 0.1))
+        for a, b in zip(low, high, strict=True)
+        for _ in range(LENGTH)
+    )
+
+
+@cache
+def recording():
+    """Spectra of the duet with a little noise, peak about 1."""
+    clean = np.stack([render_notes(notes) for notes in melody()])
+    noise = np.random.default_rng(0).standard_normal(clean.shape)
+    return np.maximum(clean + 2e-3 * noise, 0).astype(np.float32)
+
+
+@cache
+def greedy():
+    found = pursue(PURSUIT, recording(), HARMONICS)
+    return Decomposition(arrange(found.tones, 2, 1), found.loss)
+
+
+def truth(slots=1):
+    return arrange(pack_notes(melody(), 2), 2, slots)
+
+
+def right(tones, order=(0, 1)):
+    """Whether each frame's instruments, so numbered, play the true pitches."""
+    mine, true = jax.tree.map(lambda x: x[:, list(order)], arrange(tones, 2, 1)), truth()
+    return np.all(mine.active & (np.abs(mine.fundamental - true.fundamental) < 0.5 * SEMITONE), axis=1)
+
+
+def sketch(*slots):
+    """One frame of tones from (instrument, position, amplitude) or None."""
+    filled = [slot or (0, 0.0, 0.0) for slot in slots]
+    instrument, position, amplitude = (np.array([x])[:, :] for x in zip(*filled, strict=True))
+    blank = Tones.empty((1, len(slots)))
+    return eqx.tree_at(
+        lambda t: (t.instrument, t.fundamental, t.amplitude, t.active),
+        jax.tree.map(np.asarray, blank),
+        (
+            instrument.astype(np.int32),
+            position.astype(np.float32),
+            amplitude.astype(np.float32),
+            np.array([[slot is not None for slot in slots]]),
+        ),
+    )
+
+
+def notes_of(tones, frame=0):
+    """Sorted (instrument, position) of the tones that sound in a frame."""
+    sounding = np.asarray(tones.active)[frame]
+    pairs = zip(tones.instrument[frame][sounding], tones.fundamental[frame][sounding], strict=True)
+    return sorted((int(i), round(float(f), 3)) for i, f in pairs)
+
+
+# ---- Moves ------------------------------------------------------------------------------------------------
+
+
+def test_arrange_gives_each_instrument_its_slots_the_loudest_first():
+    tones = arrange(sketch((1, 50, 0.2), (0, 70, 0.1), (1, 90, 0.5), None, (1, 20, 0.3)), 2, 2)
+    np.testing.assert_array_equal(tones.instrument[0], [0, 0, 1, 1])
+    np.testing.assert_array_equal(tones.active[0], [True, False, True, True])
+    np.testing.assert_array_equal(tones.fundamental[0], [70, 0, 90, 20])
+    np.testing.assert_array_equal(tones.amplitude[0][~tones.active[0]], 0)
+
+
+def test_arrange_keeps_tones_of_equal_loudness():
+    assert notes_of(arrange(sketch((1, 50, 0.2), (1, 60, 0.2)), 2, 2)) == [(1, 50), (1, 60)]
+
+
+def test_neighbours_offer_all_instruments_together_and_each_alone():
+    offers = list(from_neighbours(truth(), 2, (1,)))
+    assert len(offers) == 6
+    frame = LENGTH - 1  # the next one has other notes
+    now, after = (notes_of(truth(), frame + n) for n in (0, 1))
+    assert [notes_of(offer, frame) for offer in offers[:3]] == [after, [after[0], now[1]], [now[0], after[1]]]
+    assert notes_of(offers[0], 4 * LENGTH - 1) == notes_of(truth(), 4 * LENGTH - 1)  # nothing comes after
+
+
+def test_exchanged_instruments():
+    (offer,) = exchanged(arrange(sketch((0, 70, 0.5), (1, 90, 0.2)), 2, 1), 2)
+    assert notes_of(offer) == [(0, 90), (1, 70)]
+    offers = list(exchanged(arrange(sketch((0, 70, 0.5), (2, 90, 0.2)), 3, 2), 3))
+    assert [notes_of(offer) for offer in offers] == [
+        [(1, 70), (2, 90)],
+        [(0, 90), (2, 70)],
+        [(0, 70), (1, 90)],
+    ]
+
+
+def test_without_one_tone():
+    offers = list(without(arrange(sketch((0, 70, 0.5), (1, 90, 0.2)), 2, 1)))
+    assert [notes_of(offer) for offer in offers] == [[(1, 90)], [(0, 70)]]
+
+
+def test_a_note_that_rings_on():
+    frame = LENGTH
+    before, now = notes_of(truth(), frame - 1), notes_of(truth(), frame)
+    offers = [notes_of(offer, frame) for offer in ringing(truth(slots=2), 2, (1,))]
+    assert sorted([before[0], *now]) in offers
+    assert sorted([before[1], *now]) in offers
+
+
+def test_by_voice_gives_the_highest_tones_to_the_first():
+    tones = arrange(
+        jax.tree.map(
+            lambda *x: np.concatenate(x),
+            *[sketch((0, 60 + n, 0.5), (1, 100 + n, 0.5)) for n in range(3)],
+            sketch((0, 97, 0.5), None),
+            sketch(None, (1, 63, 0.5)),
+        ),
+        2,
+        1,
+    )
+    voiced = by_voice(tones, 2, 1)
+    assert [notes_of(voiced, n) for n in (0, 3, 4)] == [[(0, 100), (1, 60)], [(0, 97)], [(1, 63)]]
+
+
+def test_by_voice_of_chords():
+    tones = arrange(sketch((0, 60, 0.5), (1, 100, 0.4), (0, 80, 0.3), (1, 120, 0.2)), 2, 2)
+    assert notes_of(by_voice(tones, 2, 2)) == [(0, 100), (0, 120), (1, 60), (1, 80)]
+
+
+def test_by_voice_where_never_all_sound():
+    tones = jax.tree.map(
+        lambda *x: np.concatenate(x), sketch((0, 60, 0.5), None), sketch(None, (1, 100, 0.4))
+    )
+    assert [notes_of(by_voice(tones, 2, 1), n) for n in (0, 1)] == [[(1, 60)], [(0, 100)]]
+
+
+def test_reselection_finds_the_tone_that_is_missing():
+    tones = truth()
+    moved = tones.fundamental + np.array([20, 0], np.float32)
+    wrong = eqx.tree_at(lambda t: t.fundamental, tones, moved)
+    first = next(iter(reselect(PURSUIT, recording(), HARMONICS, wrong)))
+    assert np.mean(np.abs(first.fundamental[:, 0] - truth().fundamental[:, 0]) < 1) > 0.9
+    np.testing.assert_array_equal(first.fundamental[:, 1], tones.fundamental[:, 1])
+
+
+# ---- The search -------------------------------------------------------------------------------------------
+
+
+def test_refit_in_few_slots_is_that_in_all():
+    narrow, wide = (
+        refit(PURSUIT, recording(), HARMONICS, truth(slots), np.full(4 * LENGTH, np.inf, np.float32))
+        for slots in (1, 2)
+    )
+    np.testing.assert_allclose(narrow.loss, wide.loss, rtol=1e-4)
+    assert wide.tones.capacity == 4
+    assert np.all(right(wide.tones))
+
+
+def test_propagation_never_raises_the_loss():
+    better = propagate(PURSUIT, recording(), HARMONICS, greedy(), (1, 4))
+    assert np.all(better.loss <= greedy().loss)
+
+
+@cache
+def astray():
+    """The true tones, but for a wrong pitch of the first instrument in every third frame."""
+    moved = truth().fundamental.copy()
+    moved[::3, 0] += 20
+    start = eqx.tree_at(lambda t: t.fundamental, truth(), moved)
+    found = refit(PURSUIT, recording(), HARMONICS, start, np.full(4 * LENGTH, np.inf, np.float32))
+    return Decomposition(arrange(found.tones, 2, 1), found.loss)
+
+
+def explored(model=None):
+    found = astray()
+    scale = float(found.loss.mean())
+    prior = (model or VoiceModel()).fit(found.tones, 2, 1, AXIS, scale)
+    steps = []
+    offers = [*reselect(PURSUIT, recording(), HARMONICS, found.tones), *exchanged(found.tones, 2)]
+    result = explore(PURSUIT, recording(), HARMONICS, found, prior, offers, lambda: steps.append(1))
+    return result, len(steps)
+
+
+def test_exploration_finds_the_truth_where_it_is_one_move_away():
+    result, steps = explored()
+    assert steps == search.EXPLORE_STEPS
+    assert np.mean(right(astray().tones)) < 0.8
+    assert np.all(right(result.found.tones))
+    assert result.found.loss.mean() < 0.5 * astray().loss.mean()
+
+
+def test_without_costs_the_search_takes_the_lowest_loss_of_every_frame():
+    result, _ = explored(VoiceModel(register=0.0, crossing=0.0, change=0.0, sounding=0.0, ringing=0.0))
+    assert np.all(result.found.loss <= astray().loss)
+    assert result.cost == pytest.approx(result.found.loss.mean(), rel=1e-5)
+
+
+def test_confidence_is_the_gap_to_other_notes():
+    result, _ = explored()
+    assert result.confidence.shape == (4 * LENGTH,)
+    assert np.all(result.confidence >= 0)
+    assert np.all(result.confidence[np.isfinite(result.confidence)] < 1e6)
+    assert np.median(result.confidence) > 1
+
+
+@cache
+def alternated(learn=True, scale=1.0, rounds=1):
+    alternation = Alternation(rounds=rounds, spans=(1, 4), learn=learn, descents=60)
+    # Instruments that are not quite right.
+    start = jnp.asarray(DICTIONARY ** np.array([[0.8], [1.3]]), jnp.float32)
+    steps = []
+    result = alternation(PURSUIT, scale * recording(), start, steps.append)
+    return result, len(steps), alternation.num_steps(len(recording())), start
+
+
+def test_alternation_finds_the_notes_and_improves_the_dictionary():
+    result, steps, most, _ = alternated()
+    # Learned by voice, the instrument of the higher one comes first.
+    assert np.mean(right(greedy().tones)) < 0.6
+    assert np.mean(right(result.tones, order=(1, 0))) > 0.95
+    unit = lambda rows: rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    assert np.all(np.sum(unit(np.asarray(result.harmonics)[::-1]) * unit(DICTIONARY), axis=1) > 0.97)
+    assert result.cost_trace[-1] < result.cost_trace[0]
+    assert 0 < steps <= most
+
+
+def test_a_given_dictionary_stays():
+    result, steps, most, start = alternated(learn=False)
+    np.testing.assert_array_equal(result.harmonics, start)
+    assert np.mean(right(result.tones)) > 0.95
+    assert len(result.cost_trace) == 2
+    assert 0 < steps <= most
+
+
+def test_silence_has_no_tones():
+    silence = np.zeros((6, AXIS.num_bins), np.float32)
+    result = Alternation(rounds=1, spans=(1,))(PURSUIT, silence, HARMONICS)
+    assert not result.tones.active.any()
+    np.testing.assert_array_equal(result.loss, 0)
+    assert np.all(np.isfinite(result.cost_trace))
+
+
+def test_more_instruments_than_tones():
+    few = recording()[:3]
+    rows = jnp.concatenate([HARMONICS, HARMONICS[:1] ** 2])
+    result = Alternation(rounds=1, spans=(1,), descents=2)(PURSUIT, few, rows)
+    assert result.tones.capacity == 6
+    assert np.all(np.isfinite(result.loss))
