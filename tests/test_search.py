@@ -14,7 +14,7 @@ from jaxsep.pursuit import search
 from jaxsep.pursuit.lifting import LiftedLoss
 from jaxsep.pursuit.moves import arrange, by_voice, exchanged, from_neighbours, ringing, without
 from jaxsep.pursuit.refinement import LevenbergMarquardt
-from jaxsep.pursuit.search import Decomposition, explore, propagate, pursue, refit, reselect
+from jaxsep.pursuit.search import Decomposition, deepen, explore, propagate, pursue, refit, reselect
 from jaxsep.pursuit.tone_pursuit import TonePursuit
 from jaxsep.pursuit.voices import VoiceModel
 from jaxsep.tones.tones import Tones
@@ -215,9 +215,28 @@ def test_exploration_finds_the_truth_where_it_is_one_move_away():
 
 
 def test_without_costs_the_search_takes_the_lowest_loss_of_every_frame():
-    result, _ = explored(VoiceModel(register=0.0, crossing=0.0, change=0.0, sounding=0.0, ringing=0.0))
+    result, _ = explored(VoiceModel.free())
     assert np.all(result.found.loss <= astray().loss)
     assert result.cost == pytest.approx(result.found.loss.mean(), rel=1e-5)
+
+
+def test_frames_for_themselves():
+    found = deepen(PURSUIT, recording()[:: LENGTH // 2], HARMONICS)
+    assert found.tones.capacity == 2
+    assert np.all(found.loss <= 1.001 * greedy().loss[:: LENGTH // 2])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("setting", ["random4_tone1", "random4_tone2", "trained_tone1", "trained_tone2"])
+def test_recorded_frames_have_a_lower_loss_than_the_greedy_one(reference, setting):
+    recorded = reference("tone_frames.npz")
+    spectra = recorded["log_spectra"].astype(np.float32)
+    harmonics = jnp.asarray(recorded[f"{setting}_dictionary"], jnp.float32)
+    pursuit = TonePursuit(tones_per_instrument=int(setting[-1]))
+    start = pursue(pursuit, spectra, harmonics).loss
+    found = deepen(pursuit, spectra, harmonics)
+    assert np.all(found.loss <= start * (1 + 1e-5))
+    assert found.loss.mean() < 0.97 * start.mean()
 
 
 def test_confidence_is_the_gap_to_other_notes():
@@ -234,8 +253,8 @@ def alternated(learn=True, scale=1.0, rounds=1):
     # Instruments that are not quite right.
     start = jnp.asarray(DICTIONARY ** np.array([[0.8], [1.3]]), jnp.float32)
     steps = []
-    result = alternation(PURSUIT, scale * recording(), start, steps.append)
-    return result, len(steps), alternation.num_steps(len(recording())), start
+    result = alternation(PURSUIT, scale * recording(), [start], steps.append)
+    return result, len(steps), alternation.num_steps(len(recording()), 1), start
 
 
 def test_alternation_finds_the_notes_and_improves_the_dictionary():
@@ -259,7 +278,7 @@ def test_a_given_dictionary_stays():
 
 def test_silence_has_no_tones():
     silence = np.zeros((6, AXIS.num_bins), np.float32)
-    result = Alternation(rounds=1, spans=(1,))(PURSUIT, silence, HARMONICS)
+    result = Alternation(rounds=1, spans=(1,))(PURSUIT, silence, [HARMONICS])
     assert not result.tones.active.any()
     np.testing.assert_array_equal(result.loss, 0)
     assert np.all(np.isfinite(result.cost_trace))
@@ -268,6 +287,6 @@ def test_silence_has_no_tones():
 def test_more_instruments_than_tones():
     few = recording()[:3]
     rows = jnp.concatenate([HARMONICS, HARMONICS[:1] ** 2])
-    result = Alternation(rounds=1, spans=(1,), descents=2)(PURSUIT, few, rows)
+    result = Alternation(rounds=1, spans=(1,), descents=2)(PURSUIT, few, [rows, rows])
     assert result.tones.capacity == 6
     assert np.all(np.isfinite(result.loss))

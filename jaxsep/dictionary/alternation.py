@@ -1,7 +1,7 @@
 """Alternating minimisation over a whole recording: tones of all frames, then the dictionary, and again."""
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import equinox as eqx
 import jax
@@ -12,17 +12,17 @@ from jaxtyping import Array, Float
 
 from jaxsep.dictionary.adam import instrument_adam
 from jaxsep.dictionary.learning import mean_loss
-from jaxsep.pursuit.moves import arrange, by_voice, exchanged, from_neighbours, ringing, without
+from jaxsep.pursuit.moves import arrange, by_voice, ringing
 from jaxsep.pursuit.search import (
     CHUNK,
     EXPLORE_STEPS,
     Decomposition,
     Explored,
     explore,
+    moves,
     propagate,
     pursue,
     refit,
-    reselect,
 )
 from jaxsep.pursuit.tone_pursuit import TonePursuit
 from jaxsep.pursuit.voices import VoiceModel, Voices, best_path
@@ -54,6 +54,9 @@ class Alternated(eqx.Module):
 #: Distances, in frames, over which notes may ring on in the last round.
 _RINGING = (1, 2, 4, 6)
 
+#: A start that costs more than the best by this part of the mean loss is dropped.
+_HOPEFUL = 1.1
+
 #: Least mean loss that the costs are relative to.
 _LEAST_SCALE = 1e-9
 
@@ -81,10 +84,11 @@ class Alternation(eqx.Module):
 
     In a round every frame is offered other explanations (its neighbours' tones, instruments exchanged, tones
     left out or chosen anew), the cheapest path through all of them is taken, and the dictionary descends at
-    the tones found. The first rounds see every `stride`-th frame alone. They begin twice: with the tones that
-    greedy pursuit and propagation found, and with the same tones given to the instruments by pitch, the
-    highest to the first; the cheaper one goes on with all frames. In the last round the dictionary stays as
-    it is, and notes may ring on beside the next.
+    the tones found. The first rounds see every `stride`-th frame alone. With each of the dictionaries they
+    begin twice: with the tones that greedy pursuit and propagation found, and with the same tones given to
+    the instruments by pitch, the highest to the first. Those that cost much more than the best are dropped
+    after each round, and the cheapest goes on with all frames. In the last round the dictionary stays as it
+    is, and notes may ring on beside the next.
 
     Arguments:
         voices: the costs beyond P1's loss.
@@ -104,18 +108,17 @@ class Alternation(eqx.Module):
     learning_rate: float = eqx.field(static=True, default=1e-2)
     learn: bool = eqx.field(static=True, default=True)
 
-    def num_steps(self, num_frames: int) -> int:
-        """How often `advance` is called at most for so many frames."""
+    def num_steps(self, num_frames: int, num_starts: int) -> int:
+        """How often `advance` is called at most for so many frames and dictionaries."""
         few = -(-num_frames // self.stride)
-        starts = 2 if self.learn else 1
-        rounds = starts * self.rounds + 2
-        return -(-few // CHUNK) + 2 * len(self.spans) + EXPLORE_STEPS * rounds
+        explored = (2 if self.learn else 1) * num_starts * self.rounds + 2
+        return num_starts * (-(-few // CHUNK) + 2 * len(self.spans)) + EXPLORE_STEPS * explored
 
     def __call__(
         self,
         pursuit: TonePursuit,
         spectra: Float[np.ndarray, "frames bins"],
-        harmonics: Float[Array, "instruments harmonics"],
+        dictionaries: Sequence[Float[Array, "instruments harmonics"]],
         advance: Callable[[str], None] = lambda note: None,
     ) -> Alternated:
         """Tones and dictionary of a recording.
@@ -123,25 +126,27 @@ class Alternation(eqx.Module):
         Arguments:
             pursuit: its objective, solver, and number of tones per instrument are used.
             spectra: log-frequency magnitudes, peak about 1.
-            harmonics: the dictionary to begin with.
+            dictionaries: rows of the dictionaries to begin with, the most promising first.
             advance: hears of every part of the work.
         """
         trace: list[float] = []
         tick = lambda: advance(f"cost {trace[-1]:.3f}" if trace else "")
         few = spectra[:: self.stride]
         near = tuple(sorted({max(1, round(span / self.stride)) for span in self.spans}))
-        first = self._greedy(_Task(pursuit, few, near, 1.0, tick), harmonics)
+        task = _Task(pursuit, few, near, 1.0, tick)
+        states = [self._greedy(task, harmonics) for harmonics in dictionaries]
         # Of silence the mean would be 0, and every explanation as good as any other.
-        scale = max(float(first.found.loss.mean()), _LEAST_SCALE)
+        scale = max(float(states[0].found.loss.mean()), _LEAST_SCALE)
         task = _Task(pursuit, few, near, scale, tick)
-        states = [first]
-        if self.learn and harmonics.shape[0] > 1 and np.any(first.found.tones.active):
-            states.append(self._by_voice(task, first))
+        if self.learn:
+            states += [self._by_voice(task, state) for state in states if _several_voices(state)]
         for number in range(self.rounds):
             states = [self._round(task, state, self.learning_rate, number) for state in states]
-            trace.append(min(state.cost for state in states))
+            states.sort(key=lambda state: state.cost)
+            states = [state for state in states if state.cost <= states[0].cost + _HOPEFUL * scale]
+            trace.append(states[0].cost)
         task = _Task(pursuit, spectra, self.spans, scale, tick)
-        state = self._expand(task, min(states, key=lambda state: state.cost))
+        state = self._expand(task, states[0])
         if self.learn and self.rounds:
             state = self._round(task, state, self.learning_rate / 2, 0)
             trace.append(state.cost)
@@ -214,12 +219,13 @@ class Alternation(eqx.Module):
 
 def _proposals(task, state) -> Iterator[Tones]:
     number, tones = state.harmonics.shape[0], state.found.tones
-    yield from reselect(task.pursuit, task.spectra, state.harmonics, tones)
-    yield from from_neighbours(tones, number, task.spans)
-    yield from exchanged(tones, number)
-    yield from without(tones)
+    yield from moves(task.pursuit, task.spectra, state.harmonics, tones, task.spans)
     greedy = pursue(task.pursuit, task.spectra, state.harmonics)
     yield _arranged(greedy, state.harmonics, tones.capacity // number).tones
+
+
+def _several_voices(state):
+    return state.harmonics.shape[0] > 1 and bool(np.any(state.found.tones.active))
 
 
 def _arranged(found, harmonics, slots):

@@ -17,17 +17,19 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxsep.pursuit.moves import arrange, reselected
+from jaxsep.pursuit.moves import arrange, exchanged, from_neighbours, reselected, without
 from jaxsep.pursuit.refinement import refine
 from jaxsep.pursuit.tone_pursuit import TonePursuit
-from jaxsep.pursuit.voices import Voices, best_path
+from jaxsep.pursuit.voices import VoiceModel, Voices, best_path
 from jaxsep.tones.tones import Tones
 
 __all__ = [
     "Decomposition",
     "Explored",
+    "deepen",
     "explore",
     "improve",
+    "moves",
     "parallel_map",
     "propagate",
     "pursue",
@@ -55,6 +57,9 @@ POOL = 32
 
 #: Loss above the present one, relative to the scale of the costs, up to which a hypothesis is followed.
 _MARGIN = 0.6
+
+#: Least mean loss to which a margin is relative.
+_LEAST_SCALE = 1e-9
 
 #: A relative decrease of the loss below this is rounding, not a better hypothesis.
 _GAIN = 1e-4
@@ -162,6 +167,51 @@ def reselect(
         alternatives = _chunked(run, np.arange(spectra.shape[0]))
         for number in range(alternatives.active.shape[1]):
             yield jax.tree.map(lambda x, number=number: x[:, number], alternatives)
+
+
+def moves(
+    pursuit: TonePursuit,
+    spectra: Float[np.ndarray, "frames bins"],
+    harmonics: Float[Array, "instruments harmonics"],
+    tones: Tones,
+    spans: Iterable[int],
+) -> Iterator[Tones]:
+    """All small changes of tones `[frames, slots]`: chosen anew, from frames nearby, exchanged, left out."""
+    number = harmonics.shape[0]
+    yield from reselect(pursuit, spectra, harmonics, tones)
+    yield from from_neighbours(tones, number, spans)
+    yield from exchanged(tones, number)
+    yield from without(tones)
+
+
+def deepen(
+    pursuit: TonePursuit,
+    spectra: Float[np.ndarray, "frames bins"],
+    harmonics: Float[Array, "instruments harmonics"],
+    *,
+    rounds: int = 3,
+    spans: Iterable[int] = (1,),
+) -> Decomposition:
+    """Tones of lower loss than the greedy ones in every frame: P1's objective, searched better.
+
+    Arguments:
+        pursuit: begins, and its objective and solver are used.
+        spectra: log-frequency magnitudes, peak about 1.
+        harmonics: rows of the dictionary.
+        rounds: how often every frame is offered small changes of its tones.
+        spans: distances of frames whose tones are offered too.
+
+    Returns: tones, in the slots of each instrument, and losses, none above that of the greedy pursuit.
+    """
+    number, limit = harmonics.shape[0], pursuit.tones_per_instrument
+    found = pursue(pursuit, spectra, harmonics)
+    found = Decomposition(arrange(found.tones, number, limit), found.loss)
+    for _ in range(rounds):
+        scale = max(float(found.loss.mean()), _LEAST_SCALE)
+        free = VoiceModel.free().fit(found.tones, number, limit, pursuit.objective.axis, scale)
+        offers = moves(pursuit, spectra, harmonics, found.tones, spans)
+        found = explore(pursuit, spectra, harmonics, found, free, offers).found
+    return found
 
 
 def explore(

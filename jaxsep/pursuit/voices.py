@@ -48,6 +48,11 @@ class VoiceModel(eqx.Module):
     tolerance: float | Float[Array, ""] = 0.7
     smoothing: float = eqx.field(static=True, default=2.5)
 
+    @classmethod
+    def free(cls) -> "VoiceModel":
+        """No costs beyond the loss: every frame for itself."""
+        return cls(register=0.0, crossing=0.0, change=0.0, sounding=0.0, ringing=0.0)
+
     def fit(
         self, tones: Tones, num_instruments: int, tones_per_instrument: int, axis: LogAxis, scale: float
     ) -> "Voices":

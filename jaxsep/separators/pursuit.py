@@ -64,14 +64,17 @@ def separate(
     with clock("spectrogram"):
         spectra, peak = _spectra(analysed.mean(axis=0), stft, objective.axis, settings, progress)
     pursuit = TonePursuit(objective, settings.tones_per_instrument)
-    losses = ()
-    if dictionary is None:
+    dictionaries, losses = [], ()
+    if dictionary is not None:
+        dictionaries = [dictionary.harmonics]
+    else:
         with clock("learning"):
             learner = _learner(pursuit, num_instruments, settings)
             restarts = learn_dictionaries(spectra, learner, settings.restarts, progress=progress, key=key)
-        dictionary, losses = Dictionary(restarts[0].harmonics), tuple(r.loss for r in restarts)
+        dictionaries = [restart.harmonics for restart in restarts[:_STARTS]]
+        losses = tuple(restart.loss for restart in restarts)
     with clock("pursuit"):
-        found = _decompose(pursuit, spectra, dictionary.harmonics, settings, bool(losses), progress)
+        found = _decompose(pursuit, spectra, dictionaries, settings, bool(losses), progress)
     dictionary, tones = Dictionary(found.harmonics), found.tones
     hertz = objective.axis.to_hz(jnp.asarray(tones.fundamental))
     tones = eqx.tree_at(
@@ -139,22 +142,25 @@ def _spectra(mono, stft, axis, settings, progress):
     return spectra / peak, peak
 
 
-def _decompose(pursuit, spectra, harmonics, settings, learned, progress):
+def _decompose(pursuit, spectra, dictionaries, settings, learned, progress):
     """Tones, harmonics, and how sure they are: of the greedy pursuit or of the full search."""
     name = "finding the tones"
     chunks = -(-spectra.shape[0] // CHUNK)
     if settings.search == "greedy":
         with progress.stage(name, chunks):
-            found = pursue(pursuit, spectra, harmonics, lambda: progress.advance(name))
+            found = pursue(pursuit, spectra, dictionaries[0], lambda: progress.advance(name))
         unknown = np.full(found.loss.size, np.nan, np.float32)
-        return Alternated(found.tones, found.loss, harmonics, (float(found.loss.mean()),), unknown)
+        return Alternated(found.tones, found.loss, dictionaries[0], (float(found.loss.mean()),), unknown)
     spans = tuple(sorted({max(1, round(seconds * ANALYSIS_RATE / settings.hop)) for seconds in _SPANS}))
     # A given dictionary is used as it is.
     alternation = Alternation(rounds=settings.rounds, spans=spans, learn=learned)
     quick = eqx.tree_at(lambda p: p.solver.tolerance, pursuit, 1e-4)
-    with progress.stage(name, alternation.num_steps(spectra.shape[0])):
-        return alternation(quick, spectra, harmonics, lambda note: progress.advance(name, note))
+    with progress.stage(name, alternation.num_steps(spectra.shape[0], len(dictionaries))):
+        return alternation(quick, spectra, dictionaries, lambda note: progress.advance(name, note))
 
+
+#: Restarts that the search of the whole recording begins with.
+_STARTS = 2
 
 #: How far apart in seconds frames offer each other their tones.
 _SPANS = (0.01, 0.02, 0.06, 0.13, 0.26)
