@@ -3,16 +3,21 @@
 import importlib
 import json
 import sys
+from types import SimpleNamespace
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import soundfile
 from typer.testing import CliRunner
 
-from benchmarks import common, selection, speed
+from benchmarks import ablation, common, selection, speed
 from benchmarks.artificial import cosine, make_learner, random_tones, seen_frames
 from benchmarks.corpus import oracle_stems
+from jaxsep.pursuit.voices import VoiceModel
+from jaxsep.separators.separation import PursuitSettings
+from jaxsep.tones.tones import Tones
 
 RATE = 16_000
 
@@ -177,10 +182,49 @@ def test_artificial_problems_keep_to_their_terms():
     assert cosine(np.array([[1.0, 0.0], [1.0, 1.0]])) == pytest.approx(np.sqrt(0.5))
 
 
+def test_notes_are_right_up_to_the_order_of_the_instruments(monkeypatch):
+    times = np.arange(4.0)
+    played = np.array([[60.0, 72.0], [np.nan, 72.0], [60.0, 72.0], [np.nan, np.nan]])
+    monkeypatch.setattr(ablation, "steady_pitches", lambda name, times: played)
+    pitch = np.array([[72.2, 60.0, 50.0], [72.0, 40.0, 50.0], [72.0, 61.0, 50.0], [30.0, 40.0, 50.0]])
+    tones = Tones(
+        amplitude=jnp.tile(jnp.array([0.5, 0.5, 0.1]), (4, 1)),
+        fundamental=jnp.asarray(440 * 2 ** ((pitch - 69) / 12), jnp.float32),
+        width=jnp.ones((4, 3)),
+        inharmonicity=jnp.zeros((4, 3)),
+        instrument=jnp.tile(jnp.array([0, 1, 1], jnp.int32), (4, 1)),
+        active=jnp.ones((4, 3), bool),
+    )
+    separation = SimpleNamespace(tones=tones, times=times)
+    np.testing.assert_allclose(ablation.loudest_pitches(separation, 2), pitch[:, :2], atol=1e-3)
+    # The third frame has a wrong note; the last one has none to find.
+    assert ablation.right_frames("duet", separation) == pytest.approx(2 / 3)
+    monkeypatch.setattr(ablation, "steady_pitches", lambda name, times: np.full((4, 2), np.nan))
+    assert ablation.right_frames("improvisation", separation) is None
+
+
+def test_variants_of_the_search_are_compared_with_the_full_one():
+    runs = [
+        {"piece": piece, "variant": variant, "sdr": sdr, "right": right, "seconds": 1.0}
+        for piece, variant, sdr, right in (
+            ("a", "full", 10.0, 0.9),
+            ("b", "full", 12.0, None),
+            ("a", "greedy", 7.0, 0.5),
+            ("b", "greedy", 9.0, None),
+        )
+    ]
+    rows = ablation.table(runs).splitlines()
+    assert [cell.strip() for cell in rows[2].split("|")][1:5] == ["full", "11.00", "+0.00", "90.0%"]
+    assert [cell.strip() for cell in rows[3].split("|")][1:5] == ["greedy", "8.00", "-3.00", "50.0%"]
+    for options, costs in ablation.VARIANTS.values():
+        PursuitSettings(**options)
+        VoiceModel(**costs)
+
+
 def test_every_benchmark_has_a_command():
     app = importlib.import_module("benchmarks.__main__").app
     shown = CliRunner().invoke(app, ["--help"])
     assert shown.exit_code == 0
-    for name in ("fidelity", "speed", "artificial", "corpus", "selection"):
+    for name in ("fidelity", "speed", "artificial", "corpus", "selection", "ablation"):
         assert name in shown.output
         assert "--quick" in CliRunner().invoke(app, [name, "--help"]).output

@@ -17,6 +17,7 @@ from jaxsep.pursuit.lifting import LiftedLoss
 from jaxsep.pursuit.peaks import PeakPursuit
 from jaxsep.pursuit.search import CHUNK, pursue
 from jaxsep.pursuit.tone_pursuit import TonePursuit
+from jaxsep.pursuit.voices import VoiceModel
 from jaxsep.separators.separation import PursuitSettings, Separation
 from jaxsep.separators.spectra import ANALYSIS_RATE, log_spectra, num_chunks, resynthesise
 from jaxsep.signal.stft import GaussianSTFT
@@ -32,6 +33,7 @@ def separate(
     num_instruments: int,
     *,
     settings: PursuitSettings = PursuitSettings(),
+    voices: VoiceModel = VoiceModel(),
     dictionary: Dictionary | None = None,
     progress: Progress | None = None,
     key: PRNGKeyArray,
@@ -44,6 +46,7 @@ def separate(
         sample_rate: in Hz; the analysis runs at 48 kHz inside.
         num_instruments: at least 1.
         settings: options.
+        voices: what notes have in common, for the full search.
         dictionary: instruments learned from another recording; without one they are learned from this.
         progress: hears how the work proceeds.
         key: the same key gives the same result.
@@ -74,7 +77,7 @@ def separate(
         dictionaries = [restart.harmonics for restart in restarts[:_STARTS]]
         losses = tuple(restart.loss for restart in restarts)
     with clock("pursuit"):
-        found = _decompose(pursuit, spectra, dictionaries, settings, bool(losses), progress)
+        found = _decompose(pursuit, spectra, dictionaries, settings, voices, bool(losses), progress)
     dictionary, tones = Dictionary(found.harmonics), found.tones
     hertz = objective.axis.to_hz(jnp.asarray(tones.fundamental))
     tones = eqx.tree_at(
@@ -142,7 +145,7 @@ def _spectra(mono, stft, axis, settings, progress):
     return spectra / peak, peak
 
 
-def _decompose(pursuit, spectra, dictionaries, settings, learned, progress):
+def _decompose(pursuit, spectra, dictionaries, settings, voices, learned, progress):
     """Tones, harmonics, and how sure they are: of the greedy pursuit or of the full search."""
     name = "finding the tones"
     chunks = -(-spectra.shape[0] // CHUNK)
@@ -153,7 +156,7 @@ def _decompose(pursuit, spectra, dictionaries, settings, learned, progress):
         return Alternated(found.tones, found.loss, dictionaries[0], (float(found.loss.mean()),), unknown)
     spans = tuple(sorted({max(1, round(seconds * ANALYSIS_RATE / settings.hop)) for seconds in _SPANS}))
     # A given dictionary is used as it is.
-    alternation = Alternation(rounds=settings.rounds, spans=spans, learn=learned)
+    alternation = Alternation(voices, settings.rounds, spans=spans, learn=learned)
     quick = eqx.tree_at(lambda p: p.solver.tolerance, pursuit, 1e-4)
     with progress.stage(name, alternation.num_steps(spectra.shape[0], len(dictionaries))):
         return alternation(quick, spectra, dictionaries, lambda note: progress.advance(name, note))
