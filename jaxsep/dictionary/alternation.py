@@ -170,7 +170,7 @@ class Alternation(eqx.Module):
         return state
 
     def _round(self, task, state, learning_rate, number):
-        explored = self._explore(task, state, _proposals(task, state))
+        explored = self._explore(task, state, _moves(task, state))
         if not self.learn:
             return _State(explored.found, state.harmonics, explored.cost)
         rate = learning_rate / (1 + number)
@@ -201,7 +201,7 @@ class Alternation(eqx.Module):
         slots = task.pursuit.tones_per_instrument + 1
         wide = _State(_arranged(state.found, state.harmonics, slots), state.harmonics)
         more = ringing(wide.found.tones, wide.harmonics.shape[0], _RINGING)
-        proposals = itertools.chain(_proposals(task, wide), more)
+        proposals = itertools.chain(_moves(task, wide), more)
         return self._explore(task, wide, proposals)
 
     def _explore(self, task, state, proposals):
@@ -217,11 +217,8 @@ class Alternation(eqx.Module):
         return _State(_arranged(found, state.harmonics, task.pursuit.tones_per_instrument), state.harmonics)
 
 
-def _proposals(task, state) -> Iterator[Tones]:
-    number, tones = state.harmonics.shape[0], state.found.tones
-    yield from moves(task.pursuit, task.spectra, state.harmonics, tones, task.spans)
-    greedy = pursue(task.pursuit, task.spectra, state.harmonics)
-    yield _arranged(greedy, state.harmonics, tones.capacity // number).tones
+def _moves(task, state) -> Iterator[Tones]:
+    return moves(task.pursuit, task.spectra, state.harmonics, state.found.tones, task.spans)
 
 
 def _several_voices(state):
