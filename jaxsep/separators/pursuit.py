@@ -1,4 +1,4 @@
-"""Separation by sparse pursuit with a learned dictionary (P1)."""
+"""Separation with a learned dictionary, by sparse pursuit (P1) or the Beurling LASSO (P3)."""
 
 import time
 from contextlib import contextmanager
@@ -17,6 +17,7 @@ from jaxsep.pursuit.lifting import LiftedLoss
 from jaxsep.pursuit.peaks import PeakPursuit
 from jaxsep.pursuit.search import CHUNK, pursue
 from jaxsep.pursuit.tone_pursuit import TonePursuit
+from jaxsep.separators import blasso
 from jaxsep.separators.separation import PursuitSettings, Separation
 from jaxsep.separators.spectra import ANALYSIS_RATE, log_spectra, num_chunks, resynthesise
 from jaxsep.signal.stft import GaussianSTFT
@@ -141,7 +142,10 @@ def _spectra(mono, stft, axis, settings, progress):
 
 
 def _decompose(pursuit, spectra, harmonics, settings, learned, progress):
-    """Tones, harmonics and loss trace, of the greedy pursuit or of the full search."""
+    """Tones, harmonics and loss trace, of the method in the settings."""
+    if settings.method == "blasso":
+        found = blasso.decompose(pursuit.objective, spectra, harmonics, settings, progress)
+        return found, harmonics, [float(found.loss.mean())]
     name = "finding the tones"
     chunks = -(-spectra.shape[0] // CHUNK)
     if settings.search == "greedy":
