@@ -1,4 +1,4 @@
-"""Patterns at real shifts: against the functions themselves, the renderer, sums in NumPy and dense sampling."""
+"""Patterns at real shifts: against the functions themselves, the renderer, sums in NumPy, dense sampling."""
 
 import jax
 import jax.numpy as jnp

@@ -4,7 +4,6 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxsep.blasso.measures import Spikes
 from jaxsep.blasso.patterns import Patterns
 
 __all__ = ["Certificate", "alpha_max", "certify"]
@@ -41,7 +40,7 @@ def certify(
     largest: Float[Array, ""],
     mass: Float[Array, ""],
 ) -> Certificate:
-    """The certificate that the scaled residual gives (MATH: `⟨p, b⟩ - ½‖p‖²` for a feasible p).
+    """The certificate that the scaled residual gives (P3's dual, `⟨p, b⟩ - ½‖p‖²` for a feasible p).
 
     With the residual `r = b - u` and `p = θ r`, θ = min(1, α / max correlation of r), the gap is
     `½ (1 - θ)² ‖r‖² + α ‖ν‖ - θ ⟨r, u⟩`, whose last two terms are `Σ_j a_j (α - θ ⟨ψ(· - x_j), r⟩) ≥ 0`.

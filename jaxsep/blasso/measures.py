@@ -86,8 +86,8 @@ def slide(
     """Descends `½‖b - Σ_j a_j s_j ψ(· - x_j)‖² + λ Σ_j a_j` over all amplitudes a ≥ 0 and positions x.
 
     Projected Newton steps with the damping of Levenberg and Marquardt. Of the second derivatives by a
-    position, `a² ‖ψ'‖² - a ⟨ψ'', p⟩`, only a negative second term is left out; at a nondegenerate optimum there
-    is none, and the convergence is quadratic. A spike whose amplitude arrives at 0 is dropped.
+    position, `a² ‖ψ'‖² - a ⟨ψ'', p⟩`, only a negative second term is left out; at a nondegenerate optimum
+    there is none, and the convergence is quadratic. A spike whose amplitude arrives at 0 is dropped.
 
     Arguments:
         patterns: the shapes.

@@ -268,7 +268,7 @@ def _transform_size(num_bins, first_offset, span, shifts, circle):
 
 
 def _check(shape, reach, oversampling, dtype):
-    """Refuses functions that are zero, not finite, or that the polynomials do not follow between the nodes."""
+    """Refuses functions that are zero, not finite, or not followed by the polynomials between the nodes."""
     nodes = _nodes(oversampling)
     bins = np.arange(reach[0], reach[1] + 2)
     sample = lambda fraction: np.asarray(jax.vmap(shape)(jnp.asarray(bins - fraction[:, None], dtype)))
@@ -283,8 +283,8 @@ def _check(shape, reach, oversampling, dtype):
             raise ValueError(f"functions: pattern {number} is {kind} on its support")
         if error[number] > limit * size[number]:
             raise ValueError(
-                f"functions: pattern {number} changes too fast within a bin for oversampling={oversampling}: it is "
-                f"off by {error[number] / size[number]:.1e} of its maximum, expected {limit:.0e} at most"
+                f"functions: pattern {number} changes too fast within a bin for oversampling={oversampling}: "
+                f"it is off by {error[number] / size[number]:.1e} of its maximum, expected {limit:.0e}"
             )
 
 

@@ -75,13 +75,13 @@ class Projected(eqx.Module):
 class Projection(eqx.Module):
     """Projection onto `λK = {p : ⟨ψ_i(· - x), p⟩ ≤ λ for all patterns i and real shifts x}` (P3).
 
-    It is `p = w - Σ_j a_j ψ(· - x_j)` with multipliers a_j ≥ 0 at the shifts where the bound is attained: of the
-    continuum of constraints few are active. In each step of this exchange method the shifts where p exceeds
-    the bound most join, multipliers *and shifts* descend together, multipliers that became 0 leave, and the
-    result is certified.
+    It is `p = w - Σ_j a_j ψ(· - x_j)` with multipliers a_j ≥ 0 at the shifts where the bound is attained: of
+    the continuum of constraints few are active. In each step of this exchange method the shifts where p
+    exceeds the bound most join, multipliers *and shifts* descend together, multipliers that became 0 leave,
+    and the result is certified.
 
-    By Moreau's decomposition `w - p` is the proximal map of `λ Σ_i R_i`, R_i being the atomic norm of pattern i:
-    with one pattern the map that the proximal gradient method needs, with all of them the Beurling LASSO.
+    By Moreau's decomposition `w - p` is the proximal map of `λ Σ_i R_i`, R_i being the atomic norm of pattern
+    i: with one pattern the map that the proximal gradient method needs, with all of them the Beurling LASSO.
 
     Signals run side by side in lanes that never wait for each other, with few slots first; those that need
     more go on with all.

@@ -30,7 +30,7 @@ class Decomposition(eqx.Module):
 
     - `sources`: `u_i = ψ_i ∗ ν_i`.
     - `spikes`: the measures ν_i.
-    - `point`: the dual certificate p, with `⟨ψ_i(· - x), p⟩ ≤ α` for all i and real x, and equality at the spikes.
+    - `point`: the dual certificate p: `⟨ψ_i(· - x), p⟩ ≤ α` for all i and real x, attained at the spikes.
     - `certificate`: primal and dual value, and the gap.
     - `outcome`: a `ProjectionOutcome` for each frame.
     - `proximal_steps`: iterations of the proximal gradient method.
@@ -58,16 +58,16 @@ class Descent(eqx.Module):
 
 
 class BeurlingLasso(eqx.Module):
-    """`min_ν ½‖Σ_i ψ_i ∗ ν_i - b‖² + α Σ_i ‖ν_i‖` over measures, solved for the sources `u_i = ψ_i ∗ ν_i` (P3).
+    """`min_ν ½‖Σ_i ψ_i ∗ ν_i - b‖² + α Σ_i ‖ν_i‖` over measures, solved for the sources `ψ_i ∗ ν_i` (P3).
 
-    With the atomic norms R_i the problem is `min_u ½‖Σ_i u_i - b‖² + α Σ_i R_i(u_i)`, and
-    `u_i ← prox_{τα R_i}(u_i - τ (Σ_j u_j - b))` with `prox_{λ R_i}(w) = w - P_{λK_i}(w)` solves it. The iteration has
-    Nesterov's momentum, restarted whenever it points uphill, and warm starts every projection from its last
-    multipliers, which are solved the more precisely the smaller the gap is. It ends when the gap is certified.
+    With the atomic norms R_i the problem is `min_u ½‖Σ_i u_i - b‖² + α Σ_i R_i(u_i)`, which
+    `u_i ← prox_{τα R_i}(u_i - τ (Σ_j u_j - b))` with `prox_{λ R_i}(w) = w - P_{λK_i}(w)` solves. It
+    has Nesterov's momentum, restarted whenever it points uphill. Every projection starts with its last
+    multipliers, and is the more precise the smaller the gap is. The iteration ends when the gap is certified.
 
-    At the optimum `b - Σ_i u_i` is the projection of b onto the intersection of all αK_i. What the iteration has
-    not certified, that one projection finishes, from the spikes found so far. With `proximal_steps=0` it does
-    everything, with the same result ten times as fast on spectra of music.
+    At the optimum `b - Σ_i u_i` is the projection of b onto the intersection of all αK_i. What the iteration
+    has not certified, that one projection finishes, from the spikes found so far. With `proximal_steps=0` it
+    does everything, with the same result many times as fast.
 
     Arguments:
         projection: how to project; its tolerance is that of the relative gap.
