@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.optimize
 from problems import DICTIONARY, PROBLEMS
 
 from jaxsep.blasso.certificate import alpha_max
@@ -168,19 +169,14 @@ def test_a_grid_approaches_the_continuum_with_the_square_of_its_spacing(x64):
 # ---- Spikes -----------------------------------------------------------------------------------------------
 
 
-def separated_spikes(count=3):
-    """Far apart, so that patterns of one kind hardly overlap."""
-    rng = np.random.default_rng(3)
-    position = [
-        base + rng.uniform(-2, 2, count) for base in (np.linspace(5, 110, count), np.linspace(22, 90, count))
-    ]
-    amplitude = rng.uniform(0.4, 1, 2 * count)
+def separated_spikes():
+    """So far apart that the patterns do not overlap."""
     return Spikes(
-        jnp.asarray(amplitude),
-        jnp.asarray(np.concatenate(position)),
-        jnp.asarray(np.repeat([0, 1], count), jnp.int32),
-        jnp.ones(2 * count),
-        jnp.ones(2 * count, bool),
+        jnp.array([0.8, 0.5, 1.0, 0.6]),
+        jnp.array([8.37, 73.62, 40.81, 104.14]),
+        jnp.array([0, 0, 1, 1], jnp.int32),
+        jnp.ones(4),
+        jnp.ones(4, bool),
     )
 
 
@@ -188,18 +184,17 @@ def test_well_separated_spikes_are_recovered_as_alpha_vanishes(x64):
     patterns, truth = patterns_of(jnp.dtype("float64")), separated_spikes()
     signal = synthesise(patterns, truth).sum(axis=0)[None]
     error = []
-    for fraction in (1e-1, 1e-2, 1e-3, 1e-4):
+    for fraction in (1e-3, 1e-5):
         alpha = fraction * largest_alpha(patterns, signal)
         found = decompose(BeurlingLasso(Projection(max_spikes=24), 0), patterns, signal, alpha)
         assert found.outcome == ProjectionOutcome.solved
         spikes = jax.tree.map(lambda x: np.asarray(x[0]), found.spikes)
         mine = np.flatnonzero(spikes.active)
         order = mine[np.lexsort((spikes.position[mine], spikes.pattern[mine]))]
-        if fraction <= 1e-2:
-            np.testing.assert_array_equal(spikes.pattern[order], truth.pattern)
-            error.append(np.max(np.abs(spikes.position[order] - truth.position)))
-    assert error[-1] < 0.05
-    assert error[-1] < error[0]
+        np.testing.assert_array_equal(spikes.pattern[order], truth.pattern)
+        error.append(np.max(np.abs(spikes.position[order] - truth.position)))
+    assert error[0] < 0.05
+    assert error[1] < 0.1 * error[0]
     tones = jax.jit(lambda b, s: support(patterns, b, s))(signal, found.spikes)
     mine = np.flatnonzero(tones.active[0])
     order = mine[np.lexsort((tones.fundamental[0, mine], tones.instrument[0, mine]))]
@@ -216,7 +211,8 @@ def test_without_the_penalty_amplitudes_are_those_of_nonnegative_least_squares(x
         active = np.asarray(tones.active[frame])
         atoms = patterns.atoms(tones.fundamental[frame], tones.instrument[frame])[0][active]
         residual = signals[frame] - tones.amplitude[frame][active] @ atoms
-        assert np.max(np.abs(atoms @ residual)) < 1e-3 * np.linalg.norm(signals[frame])
+        _, least = scipy.optimize.nnls(np.asarray(atoms).T, np.asarray(signals[frame]))
+        assert np.linalg.norm(residual) <= least + 1e-3 * np.linalg.norm(signals[frame])
         before = signals[frame] - found.sources[frame].sum(axis=0)
         assert np.linalg.norm(residual) < 0.5 * np.linalg.norm(before)
         assert biased.amplitude[frame].sum() < tones.amplitude[frame].sum()
@@ -249,6 +245,7 @@ def test_problems_of_all_methods(problem, x64):
 # ---- Batches, starts, errors ------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_batch_is_a_loop_and_jit_is_eager(x64):
     patterns, (signals, _) = patterns_of(jnp.dtype("float64")), mixtures(jnp.dtype("float64"))
     found, alpha = solved(jnp.dtype("float64"), 3)
@@ -260,6 +257,7 @@ def test_a_batch_is_a_loop_and_jit_is_eager(x64):
     np.testing.assert_allclose(eager.sources[0], found.sources[0], atol=1e-6)
 
 
+@pytest.mark.slow
 def test_measures_of_a_similar_frame_are_a_good_start(x64):
     patterns, (signals, _) = patterns_of(jnp.dtype("float64")), mixtures(jnp.dtype("float64"))
     found, alpha = solved(jnp.dtype("float64"), 0)
@@ -279,8 +277,8 @@ def test_impossible_frames_say_so_and_leave_the_others(steps, dtype):
     lasso = BeurlingLasso(Projection(max_spikes=24), steps)
     found, expected = decompose(lasso, patterns, broken, alpha), decompose(lasso, patterns, signals, 0.3)
     kinds = ProjectionOutcome
-    assert np.all((found.outcome == kinds.invalid_signal) == [False, True, True, False, False, False])
-    assert np.all((found.outcome == kinds.invalid_bound) == [False, False, False, True, False, False])
+    assert np.flatnonzero(found.outcome == kinds.invalid_signal).tolist() == [1, 2]
+    assert np.flatnonzero(found.outcome == kinds.invalid_bound).tolist() == [3]
     for leaf in jax.tree.leaves(eqx.filter(found, eqx.is_inexact_array)):
         assert np.all(np.isfinite(leaf))
     np.testing.assert_array_equal(found.sources[1:4], 0)

@@ -65,7 +65,7 @@ def brute_force(signal, bound, rows, signed, circle):
 
     The LASSO on a grid, then all amplitudes and positions of its clusters together.
     """
-    grid = np.arange(0, BINS if circle else BINS - 1 + 1e-9, 0.1)
+    grid = np.arange(0, BINS if circle else BINS - 1 + 1e-9, 0.2)
     signs = (1, -1) if signed else (1,)
     spikes = [(row, sign, x) for row in rows for sign in signs for x in grid]
     atoms = np.concatenate([sign * numpy_atoms(row, grid, circle) for row in rows for sign in signs])
@@ -82,7 +82,7 @@ def brute_force(signal, bound, rows, signed, circle):
     clusters, last = [], None
     for number in np.flatnonzero(a > 1e-5 * a.max(initial=0)):
         row, sign, x = spikes[number]
-        if last is not None and last[:2] == (row, sign) and x - last[2] < 0.35:
+        if last is not None and last[:2] == (row, sign) and x - last[2] < 0.5:
             clusters[-1].append((x, a[number]))
         else:
             clusters.append([(x, a[number])])
@@ -121,12 +121,12 @@ def brute_force(signal, bound, rows, signed, circle):
 @pytest.mark.parametrize("circle", [False, True])
 @pytest.mark.parametrize("signed", [False, True])
 def test_proximal_maps_equal_brute_force(signed, circle, x64):
-    patterns, signals = patterns_of(jnp.float64, circle), signals_of(4)
+    patterns, signals = patterns_of(jnp.float64, circle), signals_of(2)
     projection = Projection(signed=signed, tolerance=1e-12)
     for rows in ([0], [1], [0, 1]):
         bank = patterns if len(rows) == 2 else one(patterns, rows[0])
         found = project(projection, bank, signals, 0.6)
-        assert np.all(found.spikes.active.sum(axis=1) > 0)
+        assert np.all(found.outcome == ProjectionOutcome.solved)
         for number, signal in enumerate(np.asarray(signals)):
             expected = brute_force(signal, 0.6, rows, signed, circle)
             scale = np.linalg.norm(signal)
@@ -213,7 +213,9 @@ def test_a_batch_is_a_loop(dtype):
     for number in range(0, 11, 5):
         alone = project(Projection(), patterns, signals[number : number + 1], bound[number])
         np.testing.assert_allclose(found.point[number], alone.point[0], atol=tolerance)
-        assert found.certificate.primal[number] == pytest.approx(alone.certificate.primal[0], rel=1e-4)
+        assert float(found.certificate.primal[number]) == pytest.approx(
+            float(alone.certificate.primal[0]), rel=1e-4
+        )
 
 
 def test_jit_is_eager(x64):

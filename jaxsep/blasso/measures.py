@@ -12,6 +12,10 @@ __all__ = ["DAMPING", "Spikes", "slide", "synthesise"]
 #: Damping of a first Newton step, relative to each parameter's curvature.
 DAMPING = 1e-3
 
+#: Largest damping with which a further descent begins: near the optimum every step is rejected, which says
+#: nothing about those that follow when another spike has joined.
+_MAX_DAMPING = 1e2
+
 #: Solutions of the linear system in one step, to find out which amplitudes become 0.
 _SOLVES = 3
 
@@ -116,6 +120,9 @@ def slide(
             hessian=hessian + jnp.diag(jnp.concatenate([jnp.zeros_like(bend), bend])),
         )
 
+    def slope(point):
+        return jnp.sum(jnp.where(_free(patterns, point, spikes.active), point.gradient, 0) ** 2)
+
     def step(_, carry):
         here, damping, growth = carry
         amplitude, position, predicted = _propose(patterns, here, spikes.active, damping)
@@ -123,7 +130,7 @@ def slide(
         fall = here.loss - there.loss
         # Where the loss can no longer tell, the gradient still does. Both are false for NaN.
         equal = jnp.abs(fall) <= 16 * jnp.finfo(dtype).eps * here.loss
-        better = (fall > 0) | (equal & (_slope(there, spikes.active) < _slope(here, spikes.active)))
+        better = (fall > 0) | (equal & (slope(there) < slope(here)))
         gain = fall / jnp.maximum(predicted, tiny)
         shrunk = damping * jnp.maximum(0.1, 1 - (2 * gain - 1) ** 3)
         damping = jnp.where(better, jnp.maximum(shrunk, 4 * jnp.finfo(dtype).eps), damping * growth)
@@ -141,23 +148,23 @@ def slide(
     active = spikes.active & (last.amplitude > 0)
     found = Spikes(jnp.where(active, last.amplitude, 0), last.position, spikes.pattern, spikes.sign, active)
     decrease = (start.loss - last.loss) / jnp.maximum(last.loss, tiny)
-    return Descended(found, last.residual, decrease, jnp.minimum(damping, 1e6))
+    return Descended(found, last.residual, decrease, jnp.minimum(damping, _MAX_DAMPING))
 
 
-def _slope(point, active):
-    """Squared norm of the gradient over the parameters that may move."""
+def _free(patterns, point, active):
+    """Which parameters may move: not those at a bound with a gradient that points outwards."""
     size = active.shape[0]
-    usable = active & ~((point.amplitude <= 0) & (point.gradient[:size] > 0))
-    return jnp.sum(jnp.where(jnp.concatenate([usable, usable]), point.gradient, 0) ** 2)
+    by_amplitude, by_position = point.gradient[:size], point.gradient[size:]
+    # A spike of amplitude 0 has no position to move.
+    held = ~patterns.free_to_move(point.position, -by_position) | (point.amplitude <= 0)
+    return jnp.concatenate([active & ((point.amplitude > 0) | (by_amplitude < 0)), active & ~held])
 
 
 def _propose(patterns, here, active, damping):
     """The damped Newton step within the bounds, and the decrease that the quadratic model promises for it."""
     size = active.shape[0]
     diagonal = jnp.diagonal(here.hessian)
-    held = (here.amplitude <= 0) & (here.gradient[:size] > 0)
-    # A spike of amplitude 0 has no position to move.
-    free = jnp.concatenate([active & ~held, active & (here.amplitude > 0)]) & (diagonal > 0)
+    free = _free(patterns, here, active) & (diagonal > 0)
     damped = here.hessian + jnp.diag(damping * diagonal)
 
     def solve(_, carry):
@@ -174,6 +181,8 @@ def _propose(patterns, here, active, damping):
     start = jnp.zeros(size, bool), jnp.zeros_like(here.gradient)
     emptied, direction = jax.lax.fori_loop(0, _SOLVES, solve, start)
     move = jnp.clip(direction[size:], -_MAX_STEP, _MAX_STEP)
+    if not patterns.circle:
+        move = patterns.within(here.position + move) - here.position
     amplitude = jnp.where(emptied, 0, jnp.maximum(here.amplitude + direction[:size], 0))
     step = jnp.concatenate([amplitude - here.amplitude, move])
     predicted = -(here.gradient @ step + 0.5 * step @ here.hessian @ step)

@@ -7,7 +7,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Complex, Float, Int
+from jaxtyping import Array, Bool, Complex, Float, Int
 
 from jaxsep.pursuit.lifting import power
 from jaxsep.tones.axes import LogAxis
@@ -181,6 +181,15 @@ class Patterns(eqx.Module):
             wrapped = position % self.num_bins
             return jnp.where(wrapped < self.num_bins, wrapped, 0)
         return jnp.clip(position, *self.shifts)
+
+    def free_to_move(
+        self, position: Float[Array, "*shape"], direction: Float[Array, "*shape"]
+    ) -> Bool[Array, "*shape"]:
+        """Whether a step of that sign stays among the admissible shifts."""
+        if self.circle:
+            return jnp.ones(position.shape, bool)
+        low, high = self.shifts
+        return ((position > low) | (direction > 0)) & ((position < high) | (direction < 0))
 
     def distance(self, first: Float[Array, "..."], second: Float[Array, "..."]) -> Float[Array, "..."]:
         """How far apart shifts are, in bins; the arrays are broadcast."""

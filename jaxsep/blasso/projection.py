@@ -164,8 +164,7 @@ class Projection(eqx.Module):
         """Candidates join, all spikes descend, and the largest correlations tell what is still wrong."""
         spikes, full = _insert(state.spikes, state.candidates)
         joined = jnp.any(state.candidates.active)
-        damping = jnp.where(joined, DAMPING, state.damping)
-        found = slide(patterns, signal, bound, spikes, num_steps=self.num_slides, damping=damping)
+        found = slide(patterns, signal, bound, spikes, num_steps=self.num_slides, damping=state.damping)
         peaks = patterns.peaks(found.residual, signed=self.signed)
         mass = jnp.sum(found.spikes.amplitude)
         certificate = certify(signal, found.residual, bound, jnp.max(peaks.value), mass)

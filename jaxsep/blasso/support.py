@@ -12,7 +12,7 @@ from jaxsep.tones.tones import SINUSOID_WIDTH, Tones
 __all__ = ["spikes_as_tones", "support"]
 
 #: Newton steps; the support is a good start.
-_STEPS = 12
+_STEPS = 30
 
 
 def support(

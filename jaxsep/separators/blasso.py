@@ -34,9 +34,9 @@ def decompose(
     """Tones of every frame from the spikes of the Beurling LASSO, and their lifted loss.
 
     The problem is posed for the *lifted* spectra and patterns (the square root: quiet partials count, and the
-    root of a sum is the sum of the roots where tones do not overlap), with patterns of unit norm, and α a
-    fraction of each frame's `alpha_max`. Of each instrument's spikes the largest stay, as many as it may play.
-    Their amplitudes keep the bias of the penalty, which makes doubtful spikes weaker.
+    root of a sum is the sum of the roots where tones do not overlap), with patterns of unit norm. α
+    is a fraction of each frame's `alpha_max`. Of each instrument's spikes the largest stay, as many as it may
+    play. Their amplitudes keep the bias of the penalty, which makes doubtful spikes weaker.
 
     Arguments:
         objective: the lift, and the axis of the spectra.
