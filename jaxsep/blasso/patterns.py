@@ -15,8 +15,11 @@ from jaxsep.tones.tones import SINUSOID_WIDTH
 
 __all__ = ["Patterns", "Peaks"]
 
-#: Newton steps from the largest node of a cell to the maximum of the polynomial in it.
-_NEWTON_STEPS = 3
+#: Points of each bin, between which the correlation's maximum is then refined.
+_SAMPLES = 32
+
+#: Newton steps of that refinement, from at most half a sample away.
+_NEWTON_STEPS = 2
 
 #: Tones are tabulated to so many standard deviations from their partials (there a Gaussian is 1e-14).
 _REACH = 8
@@ -216,26 +219,35 @@ class Patterns(eqx.Module):
         values = self.correlate(signal)
         if signed:
             values = jnp.concatenate([values, -values])
-        nodes = jnp.asarray(_nodes(self.oversampling), values.dtype)
-        best = jnp.argmax(values, axis=-1)
-        largest = jnp.max(values, axis=-1)
-        coefficients = values @ jnp.asarray(_to_coefficients(self.oversampling).T, values.dtype)
-        low, high = nodes[jnp.maximum(best - 1, 0)], nodes[jnp.minimum(best + 1, self.oversampling)]
+        dtype, count = values.dtype, _SAMPLES + 1
+        coefficients = values @ jnp.asarray(_to_coefficients(self.oversampling).T, dtype)
+        # Samples stand before cells: reductions over the middle axis are vectorised, unlike those of argmax.
+        samples = jnp.einsum("kn,icn->ikc", jnp.asarray(_between(self.oversampling, _SAMPLES), dtype), values)
+        ends = jnp.full((samples.shape[0], 1, samples.shape[2]), -jnp.inf, dtype)
+        left = jnp.concatenate([ends, samples[:, :-1]], axis=1)
+        right = jnp.concatenate([samples[:, 1:], ends], axis=1)
+        maxima = jnp.where((samples > left) & (samples >= right), samples, -jnp.inf)
+        number = jnp.arange(count)[:, None]
+        where = lambda x: jnp.max(jnp.where(x == jnp.max(x, axis=1, keepdims=True), number, 0), axis=1)
+        # Two spikes close together leave a flat top with two maxima in one cell.
+        first = where(maxima)
+        second = where(jnp.where(number == first[:, None], -jnp.inf, maxima))
+        start = jnp.stack([first, second]).astype(dtype) / _SAMPLES
+        low, high = jnp.maximum(start - 1 / _SAMPLES, 0), jnp.minimum(start + 1 / _SAMPLES, 1)
 
         def newton(_, fraction):
             _, slope, curvature = _chebyshev(coefficients, fraction)
             step = jnp.where(curvature < 0, -slope / jnp.where(curvature < 0, curvature, 1), 0)
             return jnp.clip(fraction + step, low, high)
 
-        start = nodes[best]
         fraction = jax.lax.fori_loop(0, _NEWTON_STEPS, newton, start)
         reached = _chebyshev(coefficients, fraction)[0]
-        cells = jnp.arange(values.shape[1]) + (0 if self.circle else self.shifts[0])
-        better = reached > largest
-        return Peaks(
-            jnp.where(better, reached, largest),
-            cells.astype(values.dtype) + jnp.where(better, fraction, start),
-        )
+        other = reached[1] > reached[0]
+        fraction, reached = (jnp.where(other, x[1], x[0]) for x in (fraction, reached))
+        largest = jnp.max(samples, axis=1)
+        better = reached >= largest
+        cells = jnp.arange(values.shape[1], dtype=dtype) + (0 if self.circle else self.shifts[0])
+        return Peaks(jnp.where(better, reached, largest), cells + jnp.where(better, fraction, start[0]))
 
 
 def _tabulate(shape, num_bins, reach, shifts, circle, oversampling, dtype):
@@ -305,6 +317,12 @@ def _nodes(degree):
 def _to_coefficients(degree):
     """Matrix from values at the nodes to coefficients of Chebyshev polynomials."""
     return np.linalg.inv(np.polynomial.chebyshev.chebvander(2 * _nodes(degree) - 1, degree))
+
+
+def _between(degree, count):
+    """Matrix from values at the nodes to those at equally spaced points of the bin, both ends included."""
+    points = np.linspace(-1, 1, count + 1)
+    return np.polynomial.chebyshev.chebvander(points, degree) @ _to_coefficients(degree)
 
 
 def _polynomials(fraction, degree):
