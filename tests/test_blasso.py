@@ -183,23 +183,29 @@ def separated_spikes():
 def test_well_separated_spikes_are_recovered_as_alpha_vanishes(x64):
     patterns, truth = patterns_of(jnp.dtype("float64")), separated_spikes()
     signal = synthesise(patterns, truth).sum(axis=0)[None]
-    error = []
-    for fraction in (1e-3, 1e-5):
+    fractions = (1e-3, 1e-5)
+    for fraction in fractions:
         alpha = fraction * largest_alpha(patterns, signal)
         found = decompose(BeurlingLasso(Projection(max_spikes=24), 0), patterns, signal, alpha)
         assert found.outcome == ProjectionOutcome.solved
         spikes = jax.tree.map(lambda x: np.asarray(x[0]), found.spikes)
-        mine = np.flatnonzero(spikes.active)
-        order = mine[np.lexsort((spikes.position[mine], spikes.pattern[mine]))]
-        np.testing.assert_array_equal(spikes.pattern[order], truth.pattern)
-        error.append(np.max(np.abs(spikes.position[order] - truth.position)))
-    assert error[0] < 0.05
-    assert error[1] < 0.1 * error[0]
-    tones = jax.jit(lambda b, s: support(patterns, b, s))(signal, found.spikes)
-    mine = np.flatnonzero(tones.active[0])
-    order = mine[np.lexsort((tones.fundamental[0, mine], tones.instrument[0, mine]))]
-    np.testing.assert_allclose(tones.fundamental[0, order], truth.position, atol=1e-5)
-    np.testing.assert_allclose(tones.amplitude[0, order], truth.amplitude, rtol=1e-5)
+        # Where the certificate touches the bound elsewhere, there are spikes whose mass vanishes with α.
+        true = _loud(spikes.amplitude, spikes.position, spikes.pattern)
+        np.testing.assert_array_equal(spikes.pattern[true], truth.pattern)
+        np.testing.assert_allclose(spikes.position[true], truth.position, atol=min(0.05, 5 * fraction))
+        np.testing.assert_allclose(spikes.amplitude[true], truth.amplitude, atol=10 * fraction)
+        assert np.sum(spikes.amplitude) - np.sum(spikes.amplitude[true]) < 10 * fraction
+    tones = jax.tree.map(lambda x: np.asarray(x[0]), jax.jit(support)(patterns, signal, found.spikes))
+    true = _loud(tones.amplitude, tones.fundamental, tones.instrument)
+    np.testing.assert_array_equal(tones.instrument[true], truth.pattern)
+    np.testing.assert_allclose(tones.fundamental[true], truth.position, atol=1e-5)
+    np.testing.assert_allclose(tones.amplitude[true], truth.amplitude, rtol=1e-5)
+
+
+def _loud(amplitude, position, pattern):
+    """Slots of all but tiny spikes, by pattern and position."""
+    loud = np.flatnonzero(amplitude > 0.02 * amplitude.max())
+    return loud[np.lexsort((position[loud], pattern[loud]))]
 
 
 def test_without_the_penalty_amplitudes_are_those_of_nonnegative_least_squares(x64):

@@ -143,8 +143,10 @@ def _spectra(mono, stft, axis, settings, progress):
 
 def _decompose(pursuit, spectra, harmonics, settings, learned, progress):
     """Tones, harmonics and loss trace, of the method in the settings."""
+    spans = tuple(sorted({max(1, round(seconds * ANALYSIS_RATE / settings.hop)) for seconds in _SPANS}))
+    quick = eqx.tree_at(lambda p: p.solver.tolerance, pursuit, 1e-4)
     if settings.method == "blasso":
-        found = blasso.decompose(pursuit.objective, spectra, harmonics, settings, progress)
+        found = blasso.decompose(quick, spectra, harmonics, settings, spans, progress)
         return found, harmonics, [float(found.loss.mean())]
     name = "finding the tones"
     chunks = -(-spectra.shape[0] // CHUNK)
@@ -152,10 +154,8 @@ def _decompose(pursuit, spectra, harmonics, settings, learned, progress):
         with progress.stage(name, chunks):
             found = pursue(pursuit, spectra, harmonics, lambda: progress.advance(name))
         return found, harmonics, [float(found.loss.mean())]
-    spans = tuple(sorted({max(1, round(seconds * ANALYSIS_RATE / settings.hop)) for seconds in _SPANS}))
     # A given dictionary is used as it is.
     alternation = Alternation(rounds=settings.rounds if learned else 0, spans=spans)
-    quick = eqx.tree_at(lambda p: p.solver.tolerance, pursuit, 1e-4)
     with progress.stage(name, alternation.num_steps(chunks)):
         return alternation(quick, spectra, harmonics, lambda note: progress.advance(name, note))
 
