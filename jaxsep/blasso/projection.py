@@ -12,7 +12,7 @@ from jaxsep.pursuit.lanes import default_lanes, queue, run_lanes
 
 __all__ = ["Exchange", "Projected", "Projection", "ProjectionOutcome", "check_input", "outcome_of_input"]
 
-#: Spikes of the first attempt, which suffice for most frames and are ten times as fast as forty.
+#: Slots of the first attempt: enough for most frames, and a step is ten times as fast as with 32.
 _FEW = 8
 
 #: A candidate this near to a spike of its pattern, in bins, waits until the spike has settled.

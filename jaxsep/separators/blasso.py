@@ -70,7 +70,7 @@ def largest_spikes(
     settings: PursuitSettings,
     advance: Callable[[], None] = lambda: None,
 ) -> Tones:
-    """The spikes alone as tones, as many as the instruments may play; `advance` is called after each chunk."""
+    """The spikes alone as tones, as many as may play; `advance` is called after each chunk."""
     num_frames = spectra.shape[0]
     patterns = Patterns.from_dictionary(jnp.asarray(harmonics), objective.axis, lift=objective.lift)
     alpha = jnp.asarray(settings.alpha, spectra.dtype)
