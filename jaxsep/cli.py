@@ -38,6 +38,13 @@ class Device(StrEnum):
     gpu = "gpu"
 
 
+class Method(StrEnum):
+    """How to decompose the spectra, as `PursuitSettings` names it."""
+
+    pursuit = "pursuit"
+    blasso = "blasso"
+
+
 class Search(StrEnum):
     """How to look for tones, as `PursuitSettings` names it."""
 
@@ -137,6 +144,12 @@ def separate(
     tones: Annotated[
         int, typer.Option(metavar="T", min=1, help="Tones that an instrument plays at a time.")
     ] = 1,
+    method: Annotated[
+        Method, typer.Option(help="pursuit: sparse pursuit; blasso: the convex Beurling LASSO.")
+    ] = Method.pursuit,
+    alpha: Annotated[
+        float, typer.Option(metavar="A", help="Penalty of blasso, between 0 and 1: more gives fewer tones.")
+    ] = 0.3,
     search: Annotated[
         Search, typer.Option(help="full: tones of all frames and the dictionary in turn; greedy: P1 alone.")
     ] = Search.full,
@@ -184,6 +197,8 @@ def separate(
         from jaxsep.tones.dictionary import Dictionary
 
         settings = PursuitSettings(
+            method=method.value,
+            alpha=alpha,
             hop=hop,
             tones_per_instrument=tones,
             restarts=restarts,

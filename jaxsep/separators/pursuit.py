@@ -1,4 +1,4 @@
-"""Separation by sparse pursuit with a learned dictionary (P1)."""
+"""Separation with a learned dictionary, by sparse pursuit (P1) or the Beurling LASSO (P3)."""
 
 import time
 from contextlib import contextmanager
@@ -18,6 +18,7 @@ from jaxsep.pursuit.peaks import PeakPursuit
 from jaxsep.pursuit.search import CHUNK, pursue
 from jaxsep.pursuit.tone_pursuit import TonePursuit
 from jaxsep.pursuit.voices import VoiceModel
+from jaxsep.separators import blasso
 from jaxsep.separators.separation import PursuitSettings, Separation
 from jaxsep.separators.spectra import ANALYSIS_RATE, log_spectra, num_chunks, resynthesise
 from jaxsep.signal.stft import GaussianSTFT
@@ -146,20 +147,28 @@ def _spectra(mono, stft, axis, settings, progress):
 
 
 def _decompose(pursuit, spectra, dictionaries, settings, voices, learned, progress):
-    """Tones, harmonics, and how sure they are: of the greedy pursuit or of the full search."""
+    """Tones, harmonics, and how sure they are, by the method in the settings."""
+    spans = tuple(sorted({max(1, round(seconds * ANALYSIS_RATE / settings.hop)) for seconds in _SPANS}))
+    quick = eqx.tree_at(lambda p: p.solver.tolerance, pursuit, 1e-4)
+    if settings.method == "blasso":
+        found = blasso.decompose(quick, spectra, dictionaries[0], settings, spans, progress)
+        return _unsearched(found, dictionaries[0])
     name = "finding the tones"
     chunks = -(-spectra.shape[0] // CHUNK)
     if settings.search == "greedy":
         with progress.stage(name, chunks):
             found = pursue(pursuit, spectra, dictionaries[0], lambda: progress.advance(name))
-        unknown = np.full(found.loss.size, np.nan, np.float32)
-        return Alternated(found.tones, found.loss, dictionaries[0], (float(found.loss.mean()),), unknown)
-    spans = tuple(sorted({max(1, round(seconds * ANALYSIS_RATE / settings.hop)) for seconds in _SPANS}))
+        return _unsearched(found, dictionaries[0])
     # A given dictionary is used as it is.
     alternation = Alternation(voices, settings.rounds, spans=spans, learn=learned)
-    quick = eqx.tree_at(lambda p: p.solver.tolerance, pursuit, 1e-4)
     with progress.stage(name, alternation.num_steps(spectra.shape[0], len(dictionaries))):
         return alternation(quick, spectra, dictionaries, lambda note: progress.advance(name, note))
+
+
+def _unsearched(found, harmonics):
+    """Tones that were found without comparing explanations of the recording."""
+    unknown = np.full(found.loss.size, np.nan, np.float32)
+    return Alternated(found.tones, found.loss, harmonics, (float(found.loss.mean()),), unknown)
 
 
 #: Restarts that the search of the whole recording begins with.

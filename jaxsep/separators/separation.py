@@ -14,9 +14,12 @@ __all__ = ["PursuitSettings", "Separation"]
 
 @dataclasses.dataclass(frozen=True)
 class PursuitSettings:
-    """Options of the separation by sparse pursuit; every value is a JSON scalar.
+    """Options of the separation; every value is a JSON scalar.
 
     Arguments:
+        method: `"pursuit"`, or `"blasso"`: the Beurling LASSO (P3) takes the place of greedy selection in the
+            final decomposition. Either way the dictionary is learned by pursuit.
+        alpha: penalty of the Beurling LASSO, as a fraction of the smallest at which a frame has no tone.
         hop: samples between frames, at 48 kHz; a divisor of 6144.
         tones_per_instrument: tones that one instrument may play at a time.
         restarts: dictionaries learned from different seeds.
@@ -32,6 +35,8 @@ class PursuitSettings:
         phase_iterations: Griffin–Lim iterations; 1 takes the mixture's phase.
     """
 
+    method: str = "pursuit"
+    alpha: float = 0.3
     hop: int = 512
     tones_per_instrument: int = 1
     restarts: int = 4
@@ -49,6 +54,10 @@ class PursuitSettings:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ValueError(f"{name}: expected an integer of at least 1, got {value!r}")
+        if self.method not in ("pursuit", "blasso"):
+            raise ValueError(f"method: expected 'pursuit' or 'blasso', got {self.method!r}")
+        if not 0 < self.alpha < 1:
+            raise ValueError(f"alpha: expected a number between 0 and 1, got {self.alpha!r}")
         if self.search not in ("full", "greedy"):
             raise ValueError(f"search: expected 'full' or 'greedy', got {self.search!r}")
         if isinstance(self.rounds, bool) or not isinstance(self.rounds, int) or self.rounds < 0:
@@ -71,9 +80,9 @@ class Separation(eqx.Module):
     - `dictionary`: harmonics of each instrument.
     - `loss`: lifted loss of each frame, for spectra with a peak of 1.
     - `confidence`: by how much, in units of the mean loss of a frame, the cost of the recording would grow
-      with other notes in this frame; infinite where none were considered, NaN after greedy search.
+      with other notes in this frame; infinite where none were considered, NaN without the full search.
     - `cost_trace`: mean cost of a frame after each round of the search, the last that of the result
-      (`VoiceModel`); after greedy search, the mean loss alone.
+      (`VoiceModel`); without the full search, the mean loss alone.
     - `restart_losses`: of every learned dictionary, the chosen one first; empty with a given dictionary.
     - `seconds`: wall time of every stage.
     """

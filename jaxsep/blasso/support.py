@@ -1,0 +1,54 @@
+"""The support of a decomposition as tones: where the certificate attains ±α, with amplitudes free of bias."""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from jaxsep.blasso.measures import Spikes, slide
+from jaxsep.blasso.patterns import Patterns
+from jaxsep.pursuit.lifting import power
+from jaxsep.tones.tones import SINUSOID_WIDTH, Tones
+
+__all__ = ["spikes_as_tones", "support"]
+
+#: Newton steps; the support is a good start.
+_STEPS = 30
+
+
+def support(
+    patterns: Patterns, signals: Float[Array, "frames bins"], spikes: Spikes, *, lift: float = 1.0
+) -> Tones:
+    """Tones at the spikes: amplitudes by nonnegative least squares, with the positions refined locally.
+
+    The penalty α makes all amplitudes too small, and moves what overlaps. Without it, and with no more than
+    the given spikes, both are those of the best fit nearby. A spike that does not help is dropped.
+
+    Arguments:
+        patterns: the shapes.
+        signals: b.
+        spikes: nonnegative measures, `[frames, spikes]`.
+        lift: q by which signals and patterns were lifted.
+
+    Returns: `[frames, spikes]`; amplitudes refer to a dictionary's patterns as they were before the lift and
+    the division by their norm.
+    """
+
+    def fit(frame):
+        signal, start = frame
+        found = slide(patterns, signal, jnp.zeros((), signal.dtype), start, num_steps=_STEPS)
+        return spikes_as_tones(patterns, found.spikes, lift=lift)
+
+    return jax.lax.map(fit, (signals, spikes))
+
+
+def spikes_as_tones(patterns: Patterns, spikes: Spikes, *, lift: float = 1.0) -> Tones:
+    """Tones of the spikes as they are; arguments as above, for one frame."""
+    amplitude = power(spikes.amplitude / patterns.scale[spikes.pattern], 1 / lift)
+    return Tones(
+        amplitude=jnp.where(spikes.active, amplitude, 0),
+        fundamental=jnp.where(spikes.active, spikes.position, 0),
+        width=jnp.full_like(amplitude, SINUSOID_WIDTH),
+        inharmonicity=jnp.zeros_like(amplitude),
+        instrument=spikes.pattern,
+        active=spikes.active,
+    )

@@ -1,0 +1,105 @@
+"""Separation with the Beurling LASSO in place of the pursuit, in Python and on the command line."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+from test_cli import contents, quick, run, workplace  # noqa: F401 (fixtures)
+from test_separate import MELODIES, RATE, Listener, assert_sum, mixture, true_dictionary, worst_ratio
+
+from jaxsep.separators.pursuit import separate
+from jaxsep.separators.separation import PursuitSettings
+
+SETTINGS = PursuitSettings(method="blasso")
+
+
+def separated(samples, settings=SETTINGS, **options):
+    return separate(
+        samples,
+        RATE,
+        2,
+        settings=settings,
+        dictionary=true_dictionary(),
+        key=jax.random.key(0),
+        **options,
+    )
+
+
+@pytest.fixture(scope="module")
+def duet():
+    listener = Listener()
+    return separated(mixture(), progress=listener), listener
+
+
+def test_stems_are_the_instruments_and_sum_to_the_mixture(duet):
+    result, listener = duet
+    assert_sum(result, mixture())
+    assert worst_ratio(result) > 15
+    assert listener.open == []
+    assert listener.steps["Beurling LASSO"] == listener.total["Beurling LASSO"] > 2
+    assert set(result.seconds) == {"spectrogram", "pursuit", "resynthesis"}
+    np.testing.assert_array_equal(result.dictionary.harmonics, true_dictionary().harmonics)
+
+
+def test_the_largest_spikes_are_the_notes(duet):
+    tones, times = duet[0].tones, duet[0].times
+    assert tones.amplitude.shape == (times.size, 2)
+    for instrument, melody in enumerate(MELODIES):
+        for number, fundamental in enumerate(melody):
+            frame = np.argmin(np.abs(times - 0.5 * number - 0.25))  # the middle of the note
+            (slot,) = np.flatnonzero(tones.active[frame] & (tones.instrument[frame] == instrument))
+            assert tones.fundamental[frame, slot] == pytest.approx(fundamental, rel=5e-3)
+    assert np.all(tones.amplitude[~tones.active] == 0)
+
+
+def test_offers_between_frames_lower_the_loss(duet):
+    full, spikes = duet[0], separated(mixture(), dataclasses.replace(SETTINGS, search="greedy"))
+    assert full.loss_trace == (pytest.approx(full.loss.mean()),)
+    assert np.all(full.loss <= spikes.loss)
+    assert full.loss.mean() < spikes.loss.mean()
+    # As low as what the pursuit finds.
+    pursued = separated(mixture(), PursuitSettings(search="full"))
+    assert full.loss.mean() < 1.1 * pursued.loss.mean()
+
+
+def test_more_tones_per_instrument():
+    result = separated(mixture(), dataclasses.replace(SETTINGS, tones_per_instrument=2, alpha=0.2))
+    assert result.tones.amplitude.shape[1] == 4
+    counts = [np.sum(result.tones.active & (result.tones.instrument == i), axis=1) for i in (0, 1)]
+    assert np.max(counts) == 2
+    assert_sum(result, mixture())
+
+
+def test_silence_within_a_recording_has_no_tones():
+    samples = np.concatenate([np.zeros(RATE, np.float32), mixture()])
+    result = separated(samples)
+    assert not np.any(result.tones.active[result.times < 0.5])
+    assert np.all(np.isfinite(result.stems))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"method": "lasso"}, "method: expected 'pursuit' or 'blasso', got 'lasso'"),
+        ({"alpha": 0.0}, "alpha: expected a number between 0 and 1, got 0.0"),
+        ({"alpha": 1.0}, "alpha: expected a number between 0 and 1, got 1.0"),
+        ({"alpha": float("nan")}, "alpha: expected a number between 0 and 1, got nan"),
+    ],
+)
+def test_impossible_settings(options, message):
+    with pytest.raises(ValueError, match=message):
+        PursuitSettings(**options)
+
+
+def test_the_command_line_chooses_the_method(workplace, quick):  # noqa: F811
+    code, _, err = run("separate", "mix.wav", "-n", 2, "-o", "out", "--method", "blasso", "--alpha", 0.4)
+    assert code == 0, err
+    assert quick[0][3] == PursuitSettings(method="blasso", alpha=0.4)
+    code, _, err = run("separate", "mix.wav", "-n", 2, "-o", "other", "--method", "magic")
+    assert code == 2
+    assert "magic" in err
+    code, _, err = run("separate", "mix.wav", "-n", 2, "-o", "other", "--method", "blasso", "--alpha", 2)
+    assert code == 2
+    assert "alpha: expected a number between 0 and 1, got 2.0" in err
+    assert not any(str(path).startswith("other") for path in contents(workplace))
