@@ -55,7 +55,7 @@ def test_the_largest_spikes_are_the_notes(duet):
 
 def test_offers_between_frames_lower_the_loss(duet):
     full, spikes = duet[0], separated(mixture(), dataclasses.replace(SETTINGS, search="greedy"))
-    assert full.loss_trace == (pytest.approx(full.loss.mean()),)
+    assert full.cost_trace == (pytest.approx(full.loss.mean()),)
     assert np.all(full.loss <= spikes.loss)
     assert full.loss.mean() < spikes.loss.mean()
     # As low as what the pursuit finds.
