@@ -12,7 +12,7 @@ SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 @pytest.fixture(autouse=True, scope="module")
 def _forget_compiled_programs():
-    """No compiled program outlives its file: each holds memory maps, of which a process may have only so many."""
+    """No compiled program outlives its file: each holds memory maps, and a process may have only so many."""
     yield
     jax.clear_caches()
 
