@@ -335,12 +335,12 @@ def piece(seconds: float | None, quick: bool) -> dict[str, float]:
 
 def stems_of_spikes(music: Piece, dictionary: Dictionary, lift: float, alpha: float) -> np.ndarray:
     """Stems that the largest spikes of every frame give, with nothing refined."""
-    settings, axis = PursuitSettings(method="blasso", alpha=alpha), LogAxis()
+    settings, axis = PursuitSettings(), LogAxis()
     stft = GaussianSTFT(hop=settings.hop)
     samples = resample(music.mixture[None].astype(np.float32), music.sample_rate, ANALYSIS_RATE)
     spectra = log_spectra(samples[0], stft, axis, PeakPursuit(), lambda: None)
     peak = spectra.max()
-    tones = largest_spikes(LiftedLoss(axis, lift), spectra / peak, dictionary.harmonics, settings)
+    tones = largest_spikes(LiftedLoss(axis, lift), spectra / peak, dictionary.harmonics, alpha, 1)
     hertz = np.where(tones.active, axis.to_hz(jnp.asarray(tones.fundamental)), 0)
     tones = eqx.tree_at(lambda t: (t.amplitude, t.fundamental), tones, (tones.amplitude * peak, hertz))
     stems = resynthesise(samples, tones, dictionary.harmonics, stft, settings, lambda: None)

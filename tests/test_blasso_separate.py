@@ -37,34 +37,35 @@ def test_stems_are_the_instruments_and_sum_to_the_mixture(duet):
     assert_sum(result, mixture())
     assert worst_ratio(result) > 15
     assert listener.open == []
-    assert listener.steps["Beurling LASSO"] == listener.total["Beurling LASSO"] > 2
+    assert 2 < listener.steps["finding the tones"] <= listener.total["finding the tones"]
     assert set(result.seconds) == {"spectrogram", "pursuit", "resynthesis"}
     np.testing.assert_array_equal(result.dictionary.harmonics, true_dictionary().harmonics)
 
 
 def test_the_largest_spikes_are_the_notes(duet):
     tones, times = duet[0].tones, duet[0].times
-    assert tones.amplitude.shape == (times.size, 2)
+    assert tones.amplitude.shape == (times.size, 4)  # a slot each for a note that rings on
     for instrument, melody in enumerate(MELODIES):
         for number, fundamental in enumerate(melody):
             frame = np.argmin(np.abs(times - 0.5 * number - 0.25))  # the middle of the note
-            (slot,) = np.flatnonzero(tones.active[frame] & (tones.instrument[frame] == instrument))
+            mine = np.flatnonzero(tones.active[frame] & (tones.instrument[frame] == instrument))
+            slot = mine[np.argmax(tones.amplitude[frame, mine])]
             assert tones.fundamental[frame, slot] == pytest.approx(fundamental, rel=5e-3)
     assert np.all(tones.amplitude[~tones.active] == 0)
 
 
-def test_offers_between_frames_lower_the_loss(duet):
+def test_the_search_goes_on_from_the_spikes(duet):
     full, spikes = duet[0], separated(mixture(), dataclasses.replace(SETTINGS, search="greedy"))
-    assert full.cost_trace == (pytest.approx(full.loss.mean()),)
-    assert np.all(full.loss <= spikes.loss)
+    assert spikes.cost_trace == (pytest.approx(spikes.loss.mean()),)
     assert full.loss.mean() < spikes.loss.mean()
-    # As low as what the pursuit finds.
-    pursued = separated(mixture(), PursuitSettings(search="full"))
-    assert full.loss.mean() < 1.1 * pursued.loss.mean()
+    pursued = separated(mixture(), PursuitSettings())
+    assert full.cost_trace[-1] == pytest.approx(pursued.cost_trace[-1], rel=0.05)
+    assert full.loss.mean() < 1.05 * pursued.loss.mean()
 
 
 def test_more_tones_per_instrument():
-    result = separated(mixture(), dataclasses.replace(SETTINGS, tones_per_instrument=2, alpha=0.2))
+    settings = dataclasses.replace(SETTINGS, tones_per_instrument=2, alpha=0.2, search="greedy")
+    result = separated(mixture(), settings)
     assert result.tones.amplitude.shape[1] == 4
     counts = [np.sum(result.tones.active & (result.tones.instrument == i), axis=1) for i in (0, 1)]
     assert np.max(counts) == 2

@@ -28,10 +28,14 @@ from jaxsep.pursuit.tone_pursuit import TonePursuit
 from jaxsep.pursuit.voices import VoiceModel, Voices, best_path
 from jaxsep.tones.tones import Tones
 
-__all__ = ["Alternated", "Alternation", "fit_dictionary"]
+__all__ = ["Alternated", "Alternation", "Finder", "fit_dictionary"]
 
 #: Frames in one step of the dictionary's descent.
 _BATCH = 256
+
+#: Finds the tones of every frame by itself: from a pursuit, spectra and harmonics; calls its last argument
+#: after each chunk of `CHUNK` frames.
+Finder = Callable[[TonePursuit, np.ndarray, Array, Callable[[], None]], Decomposition]
 
 
 class Alternated(eqx.Module):
@@ -77,6 +81,7 @@ class _Task(eqx.Module):
     spans: tuple[int, ...]
     scale: float
     tick: Callable[[], None]
+    find: Finder
 
 
 class Alternation(eqx.Module):
@@ -85,10 +90,10 @@ class Alternation(eqx.Module):
     In a round every frame is offered other explanations (its neighbours' tones, instruments exchanged, tones
     left out or chosen anew), the cheapest path through all of them is taken, and the dictionary descends at
     the tones found. The first rounds see every `stride`-th frame alone. With each of the dictionaries they
-    begin twice: with the tones that greedy pursuit and propagation found, and with the same tones given to
-    the instruments by pitch, the highest to the first. Those that cost much more than the best are dropped
-    after each round, and the cheapest goes on with all frames. In the last round the dictionary stays as it
-    is, and notes may ring on beside the next.
+    begin twice: with the tones found in each frame alone and offered to its neighbours, and with the same
+    tones given to the instruments by pitch, the highest to the first. Those that cost much more than the best
+    are dropped after each round, and the cheapest goes on with all frames. In the last round the dictionary
+    stays as it is, and notes may ring on beside the next.
 
     Arguments:
         voices: the costs beyond P1's loss.
@@ -120,6 +125,8 @@ class Alternation(eqx.Module):
         spectra: Float[np.ndarray, "frames bins"],
         dictionaries: Sequence[Float[Array, "instruments harmonics"]],
         advance: Callable[[str], None] = lambda note: None,
+        *,
+        find: Finder = pursue,
     ) -> Alternated:
         """Tones and dictionary of a recording.
 
@@ -128,16 +135,17 @@ class Alternation(eqx.Module):
             spectra: log-frequency magnitudes, peak about 1.
             dictionaries: rows of the dictionaries to begin with, the most promising first.
             advance: hears of every part of the work.
+            find: begins, with each frame by itself.
         """
         trace: list[float] = []
         tick = lambda: advance(f"cost {trace[-1]:.3f}" if trace else "")
         few = spectra[:: self.stride]
         near = tuple(sorted({max(1, round(span / self.stride)) for span in self.spans}))
-        task = _Task(pursuit, few, near, 1.0, tick)
-        states = [self._greedy(task, harmonics) for harmonics in dictionaries]
+        task = _Task(pursuit, few, near, 1.0, tick, find)
+        states = [self._each_alone(task, harmonics) for harmonics in dictionaries]
         # Of silence the mean would be 0, and every explanation as good as any other.
         scale = max(float(states[0].found.loss.mean()), _LEAST_SCALE)
-        task = _Task(pursuit, few, near, scale, tick)
+        task = _Task(pursuit, few, near, scale, tick, find)
         if self.learn:
             states += [self._by_voice(task, state) for state in states if _several_voices(state)]
         for number in range(self.rounds):
@@ -145,7 +153,7 @@ class Alternation(eqx.Module):
             states.sort(key=lambda state: state.cost)
             states = [state for state in states if state.cost <= states[0].cost + _HOPEFUL * scale]
             trace.append(states[0].cost)
-        task = _Task(pursuit, spectra, self.spans, scale, tick)
+        task = _Task(pursuit, spectra, self.spans, scale, tick, find)
         state = self._expand(task, states[0])
         if self.learn and self.rounds:
             state = self._round(task, state, self.learning_rate / 2, 0)
@@ -155,8 +163,8 @@ class Alternation(eqx.Module):
         found = last.found
         return Alternated(found.tones, found.loss, state.harmonics, tuple(trace), last.confidence)
 
-    def _greedy(self, task, harmonics):
-        found = pursue(task.pursuit, task.spectra, harmonics, task.tick)
+    def _each_alone(self, task, harmonics):
+        found = task.find(task.pursuit, task.spectra, harmonics, task.tick)
         found = propagate(task.pursuit, task.spectra, harmonics, found, task.spans, task.tick)
         return _State(_arranged(found, harmonics, task.pursuit.tones_per_instrument), harmonics)
 

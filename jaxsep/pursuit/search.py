@@ -147,7 +147,10 @@ def refit(
 
         if rows.size:
             _assign(result, rows, _chunked(run, rows))
-    return result
+    # In silence a tone that a neighbour offers shrinks to nothing the loss could see.
+    audible = result.tones.active & (result.tones.amplitude > pursuit.objective.offset)
+    amplitude = np.where(audible, result.tones.amplitude, 0)
+    return eqx.tree_at(lambda r: (r.tones.active, r.tones.amplitude), result, (audible, amplitude))
 
 
 def reselect(
@@ -371,8 +374,14 @@ def parallel_map(function: Callable[[Any], Any], items: Iterable[Any]) -> Iterab
     """`map` in order, on a CPU with a thread per core: compiled programs of one device run side by side."""
     workers = (os.cpu_count() or 1) if jax.default_backend() == "cpu" else 1
     pool = ThreadPoolExecutor(workers)
+    double = jax.config.jax_enable_x64  # which `jax.enable_x64` switches for the calling thread alone
+
+    def run(item):
+        with jax.enable_x64(double):
+            return function(item)
+
     try:
-        yield from pool.map(function, items)
+        yield from pool.map(run, items)
     finally:
         # After an error or an interruption nobody waits for what still runs.
         pool.shutdown(wait=False, cancel_futures=True)

@@ -1,6 +1,6 @@
 """The decomposition of a recording by the Beurling LASSO (P3), in place of the pursuit."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import equinox as eqx
 import jax
@@ -13,86 +13,75 @@ from jaxsep.blasso.patterns import Patterns
 from jaxsep.blasso.projection import Projection
 from jaxsep.blasso.proximal import BeurlingLasso
 from jaxsep.blasso.support import spikes_as_tones
-from jaxsep.progress import Progress
 from jaxsep.pursuit.lifting import LiftedLoss, power
 from jaxsep.pursuit.refinement import prune
-from jaxsep.pursuit.search import Decomposition, parallel_map, propagate, refit
+from jaxsep.pursuit.search import CHUNK, Decomposition, parallel_map, refit
 from jaxsep.pursuit.tone_pursuit import TonePursuit
-from jaxsep.separators.separation import PursuitSettings
 from jaxsep.tones.tones import Tones
 
 __all__ = ["decompose", "largest_spikes"]
-
-#: Frames per compiled call.
-_CHUNK = 256
 
 
 def decompose(
     pursuit: TonePursuit,
     spectra: Float[np.ndarray, "frames bins"],
     harmonics: Float[Array, "instruments harmonics"],
-    settings: PursuitSettings,
-    spans: Sequence[int],
-    progress: Progress,
+    advance: Callable[[], None] = lambda: None,
+    *,
+    alpha: float,
 ) -> Decomposition:
-    """Tones of every frame from the spikes of the Beurling LASSO, and their lifted loss.
+    """Tones of every frame from the spikes of the Beurling LASSO, refined, and their lifted loss.
 
     The problem is posed for the *lifted* spectra and patterns (the square root: quiet partials count, and the
-    root of a sum is the sum of the roots where tones do not overlap), with patterns of unit norm. α
-    is a fraction of each frame's `alpha_max`. Of each instrument's spikes the largest stay, as many as it may
-    play.
-
-    Refined under the pursuit's objective, the tones lose the penalty's bias and get their widths and
-    inharmonicities. With the full search neighbouring frames then offer each other their tones.
+    root of a sum is the sum of the roots where tones do not overlap), with patterns of unit norm. Of each
+    instrument's spikes the largest stay, as many as it may play. Refined under the pursuit's objective, the
+    tones lose the penalty's bias and get their widths and inharmonicities.
 
     Arguments:
-        pursuit: its objective and solver are used; it selects nothing.
+        pursuit: its objective, solver, and number of tones per instrument are used; it selects nothing.
         spectra: nonnegative, peak about 1.
         harmonics: rows of the dictionary.
-        settings: `alpha`, `tones_per_instrument` and `search` are used.
-        spans: distances, in frames, over which tones are offered.
-        progress: hears of every part.
+        advance: is called after each chunk.
+        alpha: fraction of each frame's `alpha_max`.
     """
-    name = "Beurling LASSO"
-    num_frames = spectra.shape[0]
-    offers = 2 * len(spans) if settings.search == "full" else 0
-    with progress.stage(name, -(-num_frames // _CHUNK) + offers):
-        advance = lambda: progress.advance(name)
-        tones = largest_spikes(pursuit.objective, spectra, harmonics, settings, advance)
-        found = refit(pursuit, spectra, harmonics, tones, np.full(num_frames, np.inf, spectra.dtype))
-        return propagate(pursuit, spectra, harmonics, found, spans, advance) if offers else found
+    tones = largest_spikes(
+        pursuit.objective, spectra, harmonics, alpha, pursuit.tones_per_instrument, advance
+    )
+    anything = np.full(spectra.shape[0], np.inf, spectra.dtype)
+    return refit(pursuit, spectra, harmonics, tones, anything)
 
 
 def largest_spikes(
     objective: LiftedLoss,
     spectra: Float[np.ndarray, "frames bins"],
     harmonics: Float[Array, "instruments harmonics"],
-    settings: PursuitSettings,
+    alpha: float,
+    tones_per_instrument: int,
     advance: Callable[[], None] = lambda: None,
 ) -> Tones:
     """The spikes alone as tones, as many as may play; `advance` is called after each chunk."""
     num_frames = spectra.shape[0]
     patterns = Patterns.from_dictionary(jnp.asarray(harmonics), objective.axis, lift=objective.lift)
-    alpha = jnp.asarray(settings.alpha, spectra.dtype)
+    fraction = jnp.asarray(alpha, spectra.dtype)
 
     def run(first):
         # The last chunk repeats its last frame, so that every chunk has one compiled shape.
-        rows = np.minimum(np.arange(first, first + _CHUNK), num_frames - 1)
+        rows = np.minimum(np.arange(first, first + CHUNK), num_frames - 1)
         here = jnp.asarray(spectra[rows])
-        found = _decompose(objective, patterns, here, alpha, settings.tones_per_instrument)
+        found = _decompose(objective, patterns, here, fraction, tones_per_instrument)
         found = jax.tree.map(np.asarray, found)
         advance()
         return found
 
-    parts = list(parallel_map(run, range(0, num_frames, _CHUNK)))
+    parts = list(parallel_map(run, range(0, num_frames, CHUNK)))
     return jax.tree.map(lambda *x: np.concatenate(x)[:num_frames], *parts)
 
 
 @eqx.filter_jit
-def _decompose(objective, patterns, spectra, alpha, tones_per_instrument):
+def _decompose(objective, patterns, spectra, fraction, tones_per_instrument):
     lifted = power(spectra, objective.lift)
     largest = jax.lax.map(lambda b: alpha_max(patterns, b), lifted)
-    bound = jnp.where(largest > 0, alpha * largest, 1)  # silence is 0 at any α
+    bound = jnp.where(largest > 0, fraction * largest, 1)  # silence is 0 at any α
     found = BeurlingLasso(Projection(), proximal_steps=0)(patterns, lifted, bound)
 
     def loudest(spikes):

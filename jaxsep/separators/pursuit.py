@@ -1,5 +1,6 @@
 """Separation with a learned dictionary, by sparse pursuit (P1) or the Beurling LASSO (P3)."""
 
+import functools
 import time
 from contextlib import contextmanager
 
@@ -150,19 +151,19 @@ def _decompose(pursuit, spectra, dictionaries, settings, voices, learned, progre
     """Tones, harmonics, and how sure they are, by the method in the settings."""
     spans = tuple(sorted({max(1, round(seconds * ANALYSIS_RATE / settings.hop)) for seconds in _SPANS}))
     quick = eqx.tree_at(lambda p: p.solver.tolerance, pursuit, 1e-4)
+    find = pursue
     if settings.method == "blasso":
-        found = blasso.decompose(quick, spectra, dictionaries[0], settings, spans, progress)
-        return _unsearched(found, dictionaries[0])
+        find = functools.partial(blasso.decompose, alpha=settings.alpha)
     name = "finding the tones"
-    chunks = -(-spectra.shape[0] // CHUNK)
     if settings.search == "greedy":
-        with progress.stage(name, chunks):
-            found = pursue(pursuit, spectra, dictionaries[0], lambda: progress.advance(name))
+        with progress.stage(name, -(-spectra.shape[0] // CHUNK)):
+            found = find(pursuit, spectra, dictionaries[0], lambda: progress.advance(name))
         return _unsearched(found, dictionaries[0])
     # A given dictionary is used as it is.
     alternation = Alternation(voices, settings.rounds, spans=spans, learn=learned)
     with progress.stage(name, alternation.num_steps(spectra.shape[0], len(dictionaries))):
-        return alternation(quick, spectra, dictionaries, lambda note: progress.advance(name, note))
+        advance = lambda note: progress.advance(name, note)
+        return alternation(quick, spectra, dictionaries, advance, find=find)
 
 
 def _unsearched(found, harmonics):

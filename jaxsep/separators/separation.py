@@ -17,8 +17,8 @@ class PursuitSettings:
     """Options of the separation; every value is a JSON scalar.
 
     Arguments:
-        method: `"pursuit"`, or `"blasso"`: the Beurling LASSO (P3) takes the place of greedy selection in the
-            final decomposition. Either way the dictionary is learned by pursuit.
+        method: what finds the tones of each frame by itself: `"pursuit"` (P1), or `"blasso"`, the Beurling
+            LASSO (P3). Either way the first dictionaries are learned by pursuit.
         alpha: penalty of the Beurling LASSO, as a fraction of the smallest at which a frame has no tone.
         hop: samples between frames, at 48 kHz; a divisor of 6144.
         tones_per_instrument: tones that one instrument may play at a time.
