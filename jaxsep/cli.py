@@ -8,6 +8,7 @@ import signal
 import sys
 from collections.abc import Sequence
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -30,6 +31,9 @@ app = typer.Typer(
 #: An option or argument that typer refuses.
 _UsageError = typer.BadParameter.__base__
 
+#: What a command is told about its options.
+_Context = typer.Context.__base__
+
 
 class Device(StrEnum):
     """Where to compute."""
@@ -39,10 +43,18 @@ class Device(StrEnum):
 
 
 class Method(StrEnum):
-    """How to decompose the spectra, as `PursuitSettings` names it."""
+    """How to decompose the spectra."""
 
     pursuit = "pursuit"
     blasso = "blasso"
+    neural = "neural"
+
+
+class Preset(StrEnum):
+    """Sizes of the network, as `NeuralSettings` names them."""
+
+    paper = "paper"
+    small = "small"
 
 
 class Search(StrEnum):
@@ -124,8 +136,30 @@ def _root(
         raise typer.Exit
 
 
+#: Methods to which an option belongs; the others belong to all.
+_METHODS = {
+    **dict.fromkeys(("restarts", "steps", "tones", "search", "rounds", "hop"), ("pursuit", "blasso")),
+    **dict.fromkeys(("full_peaks", "no_masking", "phase_iterations", "share"), ("pursuit", "blasso")),
+    "alpha": ("blasso",),
+    **dict.fromkeys(("preset", "minutes", "checkpoint", "resume"), ("neural",)),
+}
+
+
+def _check_options(context: _Context, method: Method) -> None:
+    """Refuses options that do nothing with a method."""
+    for parameter in context.command.params:
+        source = context.get_parameter_source(parameter.name)
+        given = source is not None and source.name != "DEFAULT"
+        if given and method.value not in _METHODS.get(parameter.name, (method.value,)):
+            raise ValueError(
+                f"{parameter.opts[0]}: expected with --method {' or '.join(_METHODS[parameter.name])}"
+                f", got --method {method.value}."
+            )
+
+
 @app.command()
 def separate(
+    context: _Context,
     mixture: Recording,
     num_instruments: Annotated[
         int,
@@ -145,8 +179,23 @@ def separate(
         int, typer.Option(metavar="T", min=1, help="Tones that an instrument plays at a time.")
     ] = 1,
     method: Annotated[
-        Method, typer.Option(help="pursuit: sparse pursuit; blasso: the convex Beurling LASSO.")
+        Method,
+        typer.Option(
+            help="pursuit: sparse pursuit; blasso: the convex Beurling LASSO; neural: a U-Net trained on MIX."
+        ),
     ] = Method.pursuit,
+    preset: Annotated[
+        Preset, typer.Option(help="Sizes of the network of neural: small suits CPUs, paper needs a GPU.")
+    ] = Preset.small,
+    minutes: Annotated[
+        float | None, typer.Option(metavar="M", min=0, help="Budget of the training of neural.")
+    ] = None,
+    checkpoint: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Where to keep the training of neural, to --resume.")
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the training kept in --checkpoint.")
+    ] = False,
     alpha: Annotated[
         float, typer.Option(metavar="A", help="Penalty of blasso, between 0 and 1: more gives fewer tones.")
     ] = 0.3,
@@ -156,7 +205,10 @@ def separate(
     rounds: Annotated[int, typer.Option(metavar="N", min=0, help="Turns of the full search.")] = 2,
     dictionary: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="dictionary.npz of an earlier run, instead of learning."),
+        typer.Option(
+            metavar="FILE",
+            help="dictionary.npz of an earlier run, instead of learning; with neural, to begin with.",
+        ),
     ] = None,
     device: OnDevice = None,
     hop: Annotated[
@@ -185,33 +237,41 @@ def separate(
     """
     from jaxsep.audio import OutputFolder, read_audio
 
-    check_outside(output, mixture, dictionary)
+    _check_options(context, method)
+    check_outside(output, mixture, dictionary, checkpoint)
     with OutputFolder(output, force=force) as folder, TerminalProgress() as progress:
         samples, sample_rate = read_audio(mixture)
         start_jax(device, cache, no_cache)
         import jax
 
         from jaxsep.report.tables import to_json
-        from jaxsep.separators import pursuit
+        from jaxsep.separators import neural, pursuit
+        from jaxsep.separators.neural import NeuralSettings
         from jaxsep.separators.separation import PursuitSettings
         from jaxsep.tones.dictionary import Dictionary
 
-        settings = PursuitSettings(
-            method=method.value,
-            alpha=alpha,
-            hop=hop,
-            tones_per_instrument=tones,
-            restarts=restarts,
-            steps=steps,
-            search=search.value,
-            rounds=rounds,
-            full_peaks=full_peaks,
-            masking=not no_masking,
-            share=share,
-            phase_iterations=phase_iterations,
-        )
+        if method is Method.neural:
+            settings = getattr(NeuralSettings, preset.value)()
+            options = {"minutes": minutes, "checkpoint": checkpoint, "resume": resume}
+            run = partial(neural.separate_neural, log=folder / "training.jsonl", **options)
+        else:
+            settings = PursuitSettings(
+                method=method.value,
+                alpha=alpha,
+                hop=hop,
+                tones_per_instrument=tones,
+                restarts=restarts,
+                steps=steps,
+                search=search.value,
+                rounds=rounds,
+                full_peaks=full_peaks,
+                masking=not no_masking,
+                share=share,
+                phase_iterations=phase_iterations,
+            )
+            run = pursuit.separate
         known = None if dictionary is None else Dictionary.load(dictionary)
-        separation = pursuit.separate(
+        separation = run(
             samples,
             sample_rate,
             num_instruments,

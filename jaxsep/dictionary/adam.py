@@ -1,4 +1,4 @@
-"""Adam with one second moment per instrument."""
+"""Adam and AdaMax that normalise all harmonics of an instrument alike."""
 
 from typing import NamedTuple
 
@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, Int
 
-__all__ = ["InstrumentAdamState", "instrument_adam", "reset_instruments"]
+__all__ = ["InstrumentAdamState", "instrument_adam", "instrument_adamax", "reset_instruments"]
 
 
 class InstrumentAdamState(NamedTuple):
@@ -45,6 +45,33 @@ def instrument_adam(
         mean_hat = mean / (1 - decay_mean ** steps.astype(mean.dtype))[:, None]
         power_hat = power / (1 - decay_power ** steps.astype(mean.dtype))
         change = -learning_rate * mean_hat / (jnp.sqrt(power_hat)[:, None] + epsilon)
+        return change, InstrumentAdamState(mean, power, steps)
+
+    return optax.GradientTransformation(init, update)
+
+
+def instrument_adamax(
+    learning_rate: float | Float[Array, ""],
+    decay_mean: float = 0.99,
+    decay_power: float = 0.999,
+    epsilon: float = 1e-8,
+) -> optax.GradientTransformation:
+    """AdaMax whose norm is one number per instrument (P2): `u_i ← max(β₂ u_i, max_h |g_{ih}|)`."""
+
+    def init(harmonics):
+        return InstrumentAdamState(
+            mean=jnp.zeros_like(harmonics),
+            power=jnp.zeros_like(harmonics[:, 0]),
+            steps=jnp.zeros(harmonics.shape[0], jnp.int32),
+        )
+
+    def update(gradient, state, harmonics=None):
+        del harmonics
+        mean = decay_mean * state.mean + (1 - decay_mean) * gradient
+        power = jnp.maximum(decay_power * state.power, jnp.max(jnp.abs(gradient), axis=1))
+        steps = state.steps + 1
+        mean_hat = mean / (1 - decay_mean ** steps.astype(mean.dtype))[:, None]
+        change = -learning_rate * mean_hat / (power[:, None] + epsilon)
         return change, InstrumentAdamState(mean, power, steps)
 
     return optax.GradientTransformation(init, update)

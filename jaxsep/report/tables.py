@@ -17,6 +17,7 @@ from jaxtyping import Float
 
 import jaxsep
 from jaxsep.metrics import sdr_sir_sar_filter, sdr_sir_sar_gain, si_sdr
+from jaxsep.neural.training import NeuralSettings
 from jaxsep.separators.separation import PursuitSettings, Separation
 
 __all__ = [
@@ -63,7 +64,7 @@ def write_tones(path: str | os.PathLike, separation: Separation) -> None:
 
 
 def separation_document(
-    separation: Separation, *, settings: PursuitSettings, seed: int, source: dict[str, Any]
+    separation: Separation, *, settings: PursuitSettings | NeuralSettings, seed: int, source: dict[str, Any]
 ) -> dict[str, Any]:
     """Everything that tells how a separation came about, as values for JSON.
 

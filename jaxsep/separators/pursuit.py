@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from jaxsep.audio import check_samples, resample
+from jaxsep.audio import resample
 from jaxsep.dictionary.alternation import Alternated, Alternation
 from jaxsep.dictionary.learning import DictionaryLearner
 from jaxsep.dictionary.restarts import learn_dictionaries
@@ -20,7 +20,7 @@ from jaxsep.pursuit.search import CHUNK, pursue
 from jaxsep.pursuit.tone_pursuit import TonePursuit
 from jaxsep.pursuit.voices import VoiceModel
 from jaxsep.separators import blasso
-from jaxsep.separators.separation import PursuitSettings, Separation
+from jaxsep.separators.separation import PursuitSettings, Separation, check_request
 from jaxsep.separators.spectra import ANALYSIS_RATE, log_spectra, num_chunks, resynthesise
 from jaxsep.signal.stft import GaussianSTFT
 from jaxsep.tones.axes import LogAxis
@@ -60,7 +60,7 @@ def separate(
     a dictionary whose number of instruments is not `num_instruments`.
     """
     samples = np.asarray(samples)
-    _check(samples, sample_rate, num_instruments, dictionary)
+    check_request(samples, sample_rate, num_instruments, dictionary)
     progress, clock = progress or Progress(), _Clock()
     stft, objective = GaussianSTFT(hop=settings.hop), LiftedLoss(LogAxis())
     channels = np.atleast_2d(samples).astype(np.float32)
@@ -101,28 +101,6 @@ def separate(
         restart_losses=losses,
         seconds=clock.seconds,
     )
-
-
-def _check(samples, sample_rate, num_instruments, dictionary):
-    check_samples(samples, sample_rate)
-    if num_instruments < 1:
-        raise ValueError(f"num_instruments: expected at least 1, got {num_instruments}")
-    if num_instruments > _MAX_INSTRUMENTS:
-        raise ValueError(f"num_instruments: expected at most {_MAX_INSTRUMENTS}, got {num_instruments}")
-    window = GaussianSTFT().n_fft / ANALYSIS_RATE
-    if samples.shape[-1] < window * sample_rate:
-        raise ValueError(
-            f"samples: expected at least one window of {window:.3f} s, "
-            f"got {samples.shape[-1] / sample_rate:.3f} s"
-        )
-    if dictionary is not None and dictionary.num_instruments != num_instruments:
-        raise ValueError(
-            f"dictionary: expected {num_instruments} instruments, got {dictionary.num_instruments}"
-        )
-
-
-#: More instruments than anyone can tell apart blindly: surely a mistake.
-_MAX_INSTRUMENTS = 16
 
 
 def _learner(pursuit, num_instruments, settings):

@@ -6,10 +6,17 @@ import equinox as eqx
 import numpy as np
 from jaxtyping import Float
 
+from jaxsep.audio import check_samples
 from jaxsep.tones.dictionary import Dictionary
 from jaxsep.tones.tones import Tones
 
-__all__ = ["PursuitSettings", "Separation"]
+__all__ = ["PursuitSettings", "Separation", "check_request"]
+
+#: Seconds of a window, the shortest recording.
+_WINDOW = 0.256
+
+#: More instruments than anyone can tell apart blindly: surely a mistake.
+_MAX_INSTRUMENTS = 16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,3 +104,27 @@ class Separation(eqx.Module):
     cost_trace: tuple[float, ...]
     restart_losses: tuple[float, ...]
     seconds: dict[str, float]
+
+
+def check_request(
+    samples: np.ndarray, sample_rate: int, num_instruments: int, dictionary: Dictionary | None
+) -> None:
+    """Refuses what cannot be separated, with one sentence.
+
+    Raises: `ValueError` for samples that are not finite, silent or shorter than a window, for a number of
+    instruments out of range, and for a dictionary of another number of instruments.
+    """
+    check_samples(samples, sample_rate)
+    if num_instruments < 1:
+        raise ValueError(f"num_instruments: expected at least 1, got {num_instruments}")
+    if num_instruments > _MAX_INSTRUMENTS:
+        raise ValueError(f"num_instruments: expected at most {_MAX_INSTRUMENTS}, got {num_instruments}")
+    if samples.shape[-1] < _WINDOW * sample_rate:
+        raise ValueError(
+            f"samples: expected at least one window of {_WINDOW:.3f} s, "
+            f"got {samples.shape[-1] / sample_rate:.3f} s"
+        )
+    if dictionary is not None and dictionary.num_instruments != num_instruments:
+        raise ValueError(
+            f"dictionary: expected {num_instruments} instruments, got {dictionary.num_instruments}"
+        )

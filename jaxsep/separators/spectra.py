@@ -15,7 +15,16 @@ from jaxsep.tones.axes import LinearAxis, LogAxis
 from jaxsep.tones.rendering import render_instruments
 from jaxsep.tones.tones import Tones
 
-__all__ = ["ANALYSIS_RATE", "log_spectra", "resynthesise"]
+__all__ = [
+    "ANALYSIS_RATE",
+    "analyse_chunk",
+    "excerpt_of",
+    "log_spectra",
+    "num_chunks",
+    "overlap_into",
+    "resynthesise",
+    "total_power",
+]
 
 #: Rate in Hz at which recordings are analysed; the papers' constants belong to it.
 ANALYSIS_RATE = 48000
@@ -34,7 +43,7 @@ def log_spectra(samples, stft: GaussianSTFT, axis: LogAxis, peaks, advance) -> n
     """Log-frequency spectrogram `[frames, bins]` of a signal `[samples]` at the analysis rate."""
 
     def run(first):
-        spectra = _log_spectra(_excerpt(samples, stft, first), stft, axis, peaks)
+        spectra = _log_spectra(excerpt_of(samples, stft, first), stft, axis, peaks)
         advance()
         return np.asarray(spectra)
 
@@ -49,7 +58,7 @@ def num_chunks(stft: GaussianSTFT, num_samples: int) -> int:
 
 @eqx.filter_jit
 def _log_spectra(excerpt, stft, axis, peaks):
-    magnitudes = jnp.abs(_analyse(excerpt, stft))[:, :-1]
+    magnitudes = jnp.abs(analyse_chunk(excerpt, stft))[:, :-1]
     return log_frequency_spectrogram(magnitudes, linear_axis(stft), axis, peaks)
 
 
@@ -65,14 +74,14 @@ def resynthesise(samples, tones: Tones, harmonics, stft: GaussianSTFT, settings,
     """
     num_frames = stft.num_frames(samples.shape[1])
     phases = np.broadcast_to(samples, (harmonics.shape[0], *samples.shape))
-    power = _total_power(stft, num_frames, samples.shape[1])
+    power = total_power(stft, num_frames, samples.shape[1])
     for _ in range(settings.phase_iterations):
 
         def run(first, phases=phases):
             inside = np.arange(first, first + CHUNK) < num_frames
             here = jax.tree.map(lambda x: np.asarray(x)[np.minimum(first + _ROWS, num_frames - 1)], tones)
             here = eqx.tree_at(lambda t: t.active, here, here.active & inside[:, None])
-            excerpts = _excerpt(samples, stft, first), _excerpt(phases, stft, first)
+            excerpts = excerpt_of(samples, stft, first), excerpt_of(phases, stft, first)
             options = stft, settings.masking, settings.share
             out = np.asarray(_stems(*excerpts, inside, here, harmonics, *options))
             advance()
@@ -80,7 +89,7 @@ def resynthesise(samples, tones: Tones, harmonics, stft: GaussianSTFT, settings,
 
         stems = np.zeros((harmonics.shape[0], *samples.shape), samples.dtype)
         for first, out in parallel_map(run, range(0, num_frames, CHUNK)):
-            _add(stems, out, first * stft.hop - stft.n_fft // 2)
+            overlap_into(stems, out, first * stft.hop - stft.n_fft // 2)
         phases = stems = stems / power
     return stems
 
@@ -92,7 +101,7 @@ def _stems(excerpt, phases, inside, tones, harmonics, stft, masking, share):
     tones = eqx.tree_at(lambda t: t.fundamental, tones, axis.to_bin(tones.fundamental))
     model = jnp.swapaxes(jax.vmap(render)(tones), 0, 1)
     model = jnp.pad(model, ((0, 0), (0, 0), (0, 1)))  # no tone reaches the Nyquist bin
-    spectra = jax.vmap(partial(_analyse, stft=stft))(excerpt)  # [channels, frames, bins]
+    spectra = jax.vmap(partial(analyse_chunk, stft=stft))(excerpt)  # [channels, frames, bins]
     # Frames past the last one fill up the chunk; they are not part of the inverse.
     spectra = jnp.where(inside[:, None], spectra, 0)
     mono = jnp.abs(jnp.mean(spectra, axis=0))
@@ -103,16 +112,16 @@ def _stems(excerpt, phases, inside, tones, harmonics, stft, masking, share):
             wanted = mask * jnp.abs(mixture) if masking else magnitude
             return stft.overlap_add(wanted * unit_phase(own))
 
-        return jax.vmap(channel)(spectra, jax.vmap(partial(_analyse, stft=stft))(phase))
+        return jax.vmap(channel)(spectra, jax.vmap(partial(analyse_chunk, stft=stft))(phase))
 
     return jax.vmap(stem)(masks, model, phases)
 
 
-def _analyse(excerpt, stft):
+def analyse_chunk(excerpt, stft):
     return stft.analyse(excerpt, first_frame=stft.n_fft // 2 // stft.hop, num_frames=CHUNK)
 
 
-def _excerpt(samples, stft, first):
+def excerpt_of(samples, stft, first):
     """The samples that a chunk of frames reaches, zero beyond the ends; the last axis is time."""
     start = first * stft.hop - stft.n_fft // 2
     stop = start + stft.span(CHUNK)
@@ -122,14 +131,14 @@ def _excerpt(samples, stft, first):
     return np.pad(inside, [(0, 0)] * (samples.ndim - 1) + [(before, after)])
 
 
-def _add(total, piece, start):
+def overlap_into(total, piece, start):
     begin, stop = max(0, start), min(total.shape[-1], start + piece.shape[-1])
     total[..., begin:stop] += piece[..., begin - start : stop - start]
 
 
-def _total_power(stft, num_frames, num_samples):
+def total_power(stft, num_frames, num_samples):
     power = np.zeros(num_samples)
     one = np.asarray(stft.window_power(1))
     for frame in range(num_frames):
-        _add(power, one, frame * stft.hop - stft.n_fft // 2)
+        overlap_into(power, one, frame * stft.hop - stft.n_fft // 2)
     return power.astype(np.float32)

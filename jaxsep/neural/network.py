@@ -1,0 +1,132 @@
+"""The network applied to a frame: inputs from the predictions so far, features out, tones rendered."""
+
+import abc
+from collections.abc import Sequence
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Complex, Float, PRNGKeyArray
+
+from jaxsep.neural.policy import FEATURES, Choice, Policy, ToneParameters
+from jaxsep.neural.tone import Partials, fit_harmonics, safe_abs, safe_phase
+from jaxsep.neural.unet import UNet
+from jaxsep.tones.axes import LinearAxis
+
+__all__ = ["PolicyNetwork", "Predicted", "ToneNetwork", "render_tone"]
+
+
+class Predicted(eqx.Module):
+    """Predictions for one frame so far; every instrument has at most one tone.
+
+    - `modelled`: spectrum of each instrument's tone with the dictionary's amplitudes.
+    - `direct`: with amplitudes of its own.
+    - `playing`: instruments that have a tone.
+    - `present`: 1 where the tone enters the sparse prediction.
+    """
+
+    modelled: Complex[Array, "instruments bins"]
+    direct: Complex[Array, "instruments bins"]
+    playing: Bool[Array, " instruments"]
+    present: Float[Array, " instruments"]
+
+    @classmethod
+    def nothing(cls, frame: Complex[Array, " bins"], num_instruments: int) -> "Predicted":
+        """Before the first tone."""
+        zero = jnp.zeros((num_instruments, frame.shape[0]), frame.dtype)
+        real = jnp.zeros(num_instruments, zero.real.dtype)
+        return cls(zero, zero, real > 0, real)
+
+    def add(
+        self, choice: Choice, modelled: Complex[Array, " bins"], direct: Complex[Array, " bins"]
+    ) -> "Predicted":
+        """With one more tone."""
+        mine = jnp.arange(self.playing.shape[0]) == choice.instrument
+        put = lambda rows, new: jnp.where(mine[:, None], new, rows)
+        return Predicted(
+            put(self.modelled, modelled),
+            put(self.direct, direct),
+            self.playing | mine,
+            jnp.where(mine, choice.present.astype(self.present.dtype), self.present),
+        )
+
+
+class PolicyNetwork(eqx.Module):
+    """From a frame and the tones predicted so far to a `Policy` for the next tone.
+
+    Derive from it to train a network of your own; `num_instruments` is the number of tones of a frame.
+    """
+
+    num_instruments: eqx.AbstractVar[int]
+
+    @abc.abstractmethod
+    def __call__(self, frame: Complex[Array, " bins"], predicted: Predicted) -> Policy:
+        """Distributions over the next tone of a frame."""
+
+
+class ToneNetwork(PolicyNetwork):
+    """A U-Net that sees the frame, and what the predictions so far leave of it (P2).
+
+    Arguments:
+        unet: along frequency.
+        log_scales: logarithms of the features' scales.
+        num_instruments: c.
+    """
+
+    unet: UNet
+    log_scales: Float[Array, " features"]
+    num_instruments: int = eqx.field(static=True)
+
+    @classmethod
+    def create(
+        cls,
+        num_instruments: int,
+        *,
+        strides: Sequence[int],
+        widths: Sequence[int],
+        kernel: int = 5,
+        method: str = "auto",
+        key: PRNGKeyArray,
+    ) -> "ToneNetwork":
+        """Random weights."""
+        inputs = 2 * (3 + 2 * num_instruments) + 1
+        unet = UNet.create(
+            inputs,
+            FEATURES * num_instruments,
+            strides=strides,
+            widths=widths,
+            kernel=kernel,
+            method=method,
+            key=key,
+        )
+        return cls(unet, Policy.initial_scales(), num_instruments)
+
+    def __call__(self, frame: Complex[Array, " bins"], predicted: Predicted) -> Policy:
+        """Distributions over the next tone of a frame."""
+        columns = []
+        for rows in (predicted.modelled, predicted.direct):
+            residual = frame - jnp.sum(rows, axis=0)
+            columns += [residual.real, residual.imag, safe_abs(residual), *rows.real, *rows.imag]
+        num_bins = frame.shape[0]
+        columns.append(jnp.linspace(0.01, 0, num_bins, dtype=columns[0].dtype))
+        features = self.unet(jnp.stack(columns, axis=1)).reshape(num_bins, self.num_instruments, FEATURES)
+        return Policy(features * jnp.exp(self.log_scales), predicted.playing)
+
+
+def render_tone(
+    choice: Choice,
+    parameters: ToneParameters,
+    harmonics: Float[Array, "instruments harmonics"],
+    axis: LinearAxis,
+) -> tuple[Complex[Array, " bins"], Complex[Array, " bins"]]:
+    """Spectra of a tone (P2): with the dictionary's amplitudes, and the direct prediction.
+
+    The complex amplitudes c_h are those of the harmonics in the direct features. The direct prediction is
+    `Σ_h c_h g_h`; with the dictionary it is `Σ_h a D[η, h] (c_h / |c_h|) g_h`: its phases are borrowed.
+    """
+    row = harmonics[choice.instrument]
+    partials = Partials.of(parameters.fundamental, parameters.width, choice.inharmonicity, row.shape[0], axis)
+    own = fit_harmonics(partials, parameters.direct)
+    modelled = parameters.amplitude * row * safe_phase(own)
+    both = jax.vmap(partials.add)(jnp.stack([modelled, own]))
+    return both[0], both[1]

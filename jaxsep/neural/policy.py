@@ -1,0 +1,156 @@
+"""What the features say about one tone: distributions, samples with log-probabilities, modes (P2)."""
+
+import math
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Complex, Float, Int, PRNGKeyArray
+
+from jaxsep.tones.tones import SINUSOID_WIDTH
+
+__all__ = ["FEATURES", "Choice", "Policy", "ToneParameters"]
+
+#: Features per instrument and bin.
+FEATURES = 9
+
+#: Initial scales of the features (P2).
+_SCALES = (10_000.0, 1.0, 3.0, 1.0, 30.0, 30.0, 1.0, 1.0, 1000.0)
+
+#: How far the fundamental may lie from its bin.
+_OFFSET = 5.0
+
+#: Rate of the gamma distribution of the inharmonicity at feature 0.
+_RATE = 1000.0
+
+#: Added to the presence logit: tones are there until the network knows better.
+_PRESENCE = 500.0
+
+_EXPONENT = 30.0
+
+
+class Choice(eqx.Module):
+    """The discrete part and the inharmonicity of one tone.
+
+    - `instrument`, `bin`: which pattern, and the bin at its fundamental.
+    - `present`: whether the tone enters the sparse prediction.
+    - `inharmonicity`: b.
+    """
+
+    instrument: Int[Array, ""]
+    bin: Int[Array, ""]
+    present: Bool[Array, ""]
+    inharmonicity: Float[Array, ""]
+
+
+class ToneParameters(eqx.Module):
+    """The part of one tone that is differentiable by the features.
+
+    - `amplitude`: ≥ 0.
+    - `fundamental`, `width`: in bins.
+    - `direct`: the direct prediction, the complex spectrum of the chosen instrument.
+    """
+
+    amplitude: Float[Array, ""]
+    fundamental: Float[Array, ""]
+    width: Float[Array, ""]
+    direct: Complex[Array, " bins"]
+
+
+class Policy(eqx.Module):
+    """Distributions over the next tone of a frame, from features `[bins, instruments, 9]` (P2).
+
+    Per instrument and bin: logit, amplitude, width, offset, two of the gamma distribution, direct prediction
+    (real, imaginary), presence logit.
+
+    - (instrument, bin) ~ softmax over everything, without the instruments that already play;
+    - presence ~ Bernoulli(sigmoid(feature + 500));
+    - b ~ Gamma(exp(clip), rate 1000·exp(clip)).
+
+    Arguments:
+        features: scaled, as `scale` does.
+        playing: instruments that have a tone already.
+    """
+
+    features: Float[Array, "bins instruments features"]
+    playing: Bool[Array, " instruments"]
+
+    @staticmethod
+    def initial_scales(dtype=jnp.float32) -> Float[Array, " features"]:
+        """Logarithms of the features' scales before training."""
+        return jnp.log(jnp.asarray(_SCALES, dtype))
+
+    def logits(self, temper: float | Float[Array, ""] = 1.0) -> Float[Array, " choices"]:
+        """Of p^τ over (bin, instrument), flat; where an instrument plays already, the lowest number."""
+        # Finite, so that derivatives are.
+        lowest = jnp.finfo(self.features.dtype).min / 4
+        return jnp.where(self.playing, lowest, temper * self.features[..., 0]).reshape(-1)
+
+    def sample(
+        self, temper: Float[Array, ""], *, key: PRNGKeyArray
+    ) -> tuple[Choice, Float[Array, ""], Float[Array, ""]]:
+        """A choice from the distribution p^τ, renormalised, its log-probability there, and that at τ = 1.
+
+        Arguments:
+            temper: τ in [0, 1], of (instrument, bin) and of the presence; smaller explores more.
+        """
+        where_key, presence_key, gamma_key = jax.random.split(key, 3)
+        flat = jax.random.categorical(where_key, jax.lax.stop_gradient(self.logits(temper)))
+        bin_, instrument = jnp.divmod(flat, self.playing.shape[0])
+        own = self.features[bin_, instrument]
+        logit = temper * (own[8] + _PRESENCE)
+        present = jax.random.uniform(presence_key, (), own.dtype) < jax.nn.sigmoid(logit)
+        shape, log_rate = self._gamma(own)
+        # The logarithm: for tiny shapes the sample itself underflows.
+        log_unit = jax.random.loggamma(gamma_key, jax.lax.stop_gradient(shape), (), own.dtype)
+        inharmonicity = jax.lax.stop_gradient(jnp.exp(log_unit - log_rate))
+        choice = Choice(instrument.astype(jnp.int32), bin_.astype(jnp.int32), present, inharmonicity)
+        sampled = self.log_probability(choice, temper)
+        return choice, sampled, self.log_probability(choice, jnp.ones_like(temper))
+
+    def log_probability(self, choice: Choice, temper: Float[Array, ""]) -> Float[Array, ""]:
+        """Logarithm of the probability (density) of a choice under p^τ."""
+        flat = choice.bin * self.playing.shape[0] + choice.instrument
+        own = self.features[choice.bin, choice.instrument]
+        logits = self.logits(temper)
+        where = logits[flat] - jax.nn.logsumexp(logits)
+        logit = temper * (own[8] + _PRESENCE)
+        presence = jax.nn.log_sigmoid(jnp.where(choice.present, logit, -logit))
+        return where + presence + self._log_gamma(own, choice.inharmonicity)
+
+    def mode(self) -> Choice:
+        """The most probable (instrument, bin), with the mode of b, present if more likely than not."""
+        flat = jnp.argmax(self.logits())
+        bin_, instrument = jnp.divmod(flat, self.playing.shape[0])
+        own = self.features[bin_, instrument]
+        shape, log_rate = self._gamma(own)
+        inharmonicity = jnp.maximum(shape - 1, 0) * jnp.exp(-log_rate)
+        present = own[8] + _PRESENCE > 0
+        return Choice(instrument.astype(jnp.int32), bin_.astype(jnp.int32), present, inharmonicity)
+
+    def parameters(self, choice: Choice) -> ToneParameters:
+        """The differentiable parameters at a choice."""
+        own = self.features[choice.bin, choice.instrument]
+        direct = self.features[:, choice.instrument, 6:8]
+        return ToneParameters(
+            amplitude=jnp.abs(own[1]),
+            fundamental=choice.bin + _OFFSET * jnp.tanh(own[3]),
+            width=jax.nn.softplus(jnp.maximum(own[2], -3)) * (SINUSOID_WIDTH / math.log(2)),
+            direct=jax.lax.complex(direct[:, 0], direct[:, 1]),
+        )
+
+    def entropy(self) -> Float[Array, ""]:
+        """Entropy of (instrument, bin), in nats."""
+        log_p = jax.nn.log_softmax(self.logits())
+        return -jnp.sum(jnp.exp(log_p) * log_p)
+
+    def _gamma(self, own):
+        clip = lambda x: jnp.clip(x, -_EXPONENT, _EXPONENT)
+        return jnp.exp(clip(own[4])), math.log(_RATE) + clip(own[5])
+
+    def _log_gamma(self, own, inharmonicity):
+        shape, log_rate = self._gamma(own)
+        tiny = jnp.finfo(own.dtype).tiny
+        log_b = jnp.log(jnp.maximum(inharmonicity, tiny))
+        unit = jnp.exp(jnp.minimum(log_rate + log_b, _EXPONENT))
+        return shape * (log_rate + log_b) - log_b - unit - jax.lax.lgamma(shape)

@@ -1,0 +1,258 @@
+"""Training on the recording itself: the state, one compiled step, and what it reports (P2)."""
+
+import dataclasses
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Complex, Float, Int, PRNGKeyArray
+
+from jaxsep.dictionary.adam import instrument_adamax
+from jaxsep.neural.estimator import Estimator, dictionary_pull
+from jaxsep.neural.losses import PredictionLoss
+from jaxsep.neural.network import ToneNetwork
+from jaxsep.signal.stft import GaussianSTFT
+from jaxsep.tones.axes import LinearAxis
+from jaxsep.tones.dictionary import NUM_HARMONICS
+
+__all__ = ["NeuralSettings", "StepReport", "Trainer", "TrainingState", "train_step"]
+
+
+@dataclasses.dataclass(frozen=True)
+class NeuralSettings:
+    """Options of the network and its training; every value is a JSON scalar or a list of integers.
+
+    The defaults, `NeuralSettings.paper()`, are P2's sizes; `NeuralSettings.small()` suits CPUs.
+
+    Arguments:
+        rate: in Hz, at which the recording is analysed.
+        window_std: of the Gaussian window, in samples at this rate; there are 6 · window_std bins.
+        hop: samples between the frames that are predicted.
+        strides, widths, kernel: of the U-Net.
+        branches: samples for each tone, given those before.
+        score_weight: factor of the score part of the gradient.
+        coolest: exponent that tempers the last branch.
+        baseline: "leave-one-out" or "mean".
+        batch: frames per step.
+        accumulate: parts of a batch that are computed one after the other, for less memory.
+        steps: of training.
+        network_rate, dictionary_rate: of AdaMax.
+    """
+
+    rate: int = 48_000
+    window_std: int = 1024
+    hop: int = 512
+    strides: tuple[int, ...] = (4, 4, 4, 4, 4, 3, 2)
+    widths: tuple[int, ...] = (80, 160, 240, 320, 400, 480, 560)
+    kernel: int = 5
+    branches: int = 3
+    score_weight: float = 0.1
+    coolest: float = 0.01
+    baseline: str = "leave-one-out"
+    batch: int = 12
+    accumulate: int = 1
+    steps: int = 70_000
+    network_rate: float = 1e-3
+    dictionary_rate: float = 1e-4
+
+    @classmethod
+    def paper(cls) -> "NeuralSettings":
+        """The sizes of P2."""
+        return cls()
+
+    @classmethod
+    def small(cls) -> "NeuralSettings":
+        """Up to 6 kHz, and a narrow network: tens of minutes on two CPU cores."""
+        return cls(
+            rate=12_000,
+            window_std=256,
+            hop=128,
+            strides=(4, 4, 4, 4, 3, 2),
+            widths=(24, 48, 72, 96, 120, 144),
+            steps=15_000,
+        )
+
+    def __post_init__(self):
+        counts = ("rate", "window_std", "hop", "kernel", "branches", "batch", "accumulate", "steps")
+        for name in counts:
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name}: expected an integer of at least 1, got {value!r}")
+        if self.batch % self.accumulate:
+            raise ValueError(f"accumulate: expected a divisor of batch={self.batch}, got {self.accumulate}")
+        factor = 1
+        for stride in self.strides:
+            factor *= stride
+        if (6 * self.window_std) % factor:
+            raise ValueError(
+                f"strides: expected a product that divides {6 * self.window_std} bins, got {factor}"
+            )
+
+
+class TrainingState(eqx.Module):
+    """Everything that training continues from; the key of a step follows from the seed and its number."""
+
+    network: ToneNetwork
+    harmonics: Float[Array, "instruments harmonics"]
+    network_moments: optax.OptState
+    dictionary_moments: optax.OptState
+    key: PRNGKeyArray
+    step: Int[Array, ""]
+
+
+class StepReport(eqx.Module):
+    """What one step saw, averaged over its frames.
+
+    - `loss`: of the samples, with the terms `magnitude`, `sparse`, `agreement`, `direct`.
+    - `entropy`: of (instrument, bin), in nats.
+    - `effective_samples`: `1 / Σ_g w_g²` of the importance weights of a frame's samples.
+    """
+
+    loss: Float[Array, ""]
+    magnitude: Float[Array, ""]
+    sparse: Float[Array, ""]
+    agreement: Float[Array, ""]
+    direct: Float[Array, ""]
+    entropy: Float[Array, ""]
+    effective_samples: Float[Array, ""]
+
+
+class Trainer(eqx.Module):
+    """Trains a `ToneNetwork` and a dictionary on one recording.
+
+    Arguments:
+        settings: sizes and rates.
+        num_instruments: c.
+    """
+
+    settings: NeuralSettings = eqx.field(static=True)
+    num_instruments: int = eqx.field(static=True)
+
+    @property
+    def stft(self) -> GaussianSTFT:
+        """The transform whose frames are seen."""
+        return GaussianSTFT(self.settings.window_std, self.settings.hop)
+
+    @property
+    def axis(self) -> LinearAxis:
+        """All bins but the Nyquist bin."""
+        n_fft = self.stft.n_fft
+        return LinearAxis(n_fft // 2, self.settings.rate / n_fft)
+
+    @property
+    def estimator(self) -> Estimator:
+        """Of the gradient."""
+        options = self.settings
+        return Estimator(
+            PredictionLoss(),
+            self.axis,
+            (options.branches,) * self.num_instruments,
+            options.coolest,
+            options.score_weight,
+            options.baseline,
+        )
+
+    def start(
+        self, harmonics: Float[Array, "instruments harmonics"] | None = None, *, key: PRNGKeyArray
+    ) -> TrainingState:
+        """Random network; the dictionary begins as `D[i, h] = max(1e-3, (0.5 / i)^(h-1))` unless given."""
+        if harmonics is None:
+            number = jnp.arange(1, self.num_instruments + 1)[:, None]
+            harmonics = jnp.maximum(1e-3, (0.5 / number) ** jnp.arange(NUM_HARMONICS))
+        create_key, key = jax.random.split(key)
+        options = self.settings
+        network = ToneNetwork.create(
+            self.num_instruments,
+            strides=options.strides,
+            widths=options.widths,
+            kernel=options.kernel,
+            key=create_key,
+        )
+        return TrainingState(
+            network,
+            harmonics,
+            self._network_rule.init(eqx.filter(network, eqx.is_array)),
+            self._dictionary_rule.init(harmonics),
+            key,
+            jnp.zeros((), jnp.int32),
+        )
+
+    def step(
+        self, state: TrainingState, samples: Float[Array, " samples"]
+    ) -> tuple[TrainingState, StepReport]:
+        """One step on random frames of a recording, whose spectrogram has a peak of about 1."""
+        frame_key, key = jax.random.split(jax.random.fold_in(state.key, state.step))
+        centre = jax.random.randint(frame_key, (self.settings.batch,), 0, samples.shape[0])
+        frames = jax.vmap(lambda c: self.frame(samples, c))(centre)
+        return self.learn(state, frames, key=key)
+
+    def learn(
+        self, state: TrainingState, frames: Complex[Array, "batch bins"], *, key: PRNGKeyArray
+    ) -> tuple[TrainingState, StepReport]:
+        """One step on given frames."""
+        keys, parts = jax.random.split(key, frames.shape[0]), self.settings.accumulate
+        split = lambda x: x.reshape(parts, -1, *x.shape[1:])
+        trained = eqx.partition((state.network, state.harmonics), eqx.is_array)
+        part = lambda _, here: (None, self._gradient(*trained, *here))
+        if parts == 1:
+            gradients, report = self._gradient(*trained, frames, keys)
+        else:
+            _, found = jax.lax.scan(part, None, (split(frames), split(keys)))
+            gradients, report = jax.tree.map(lambda x: jnp.mean(x, axis=0), found)
+        return self._updated(state, gradients), report
+
+    def frame(self, samples: Float[Array, " samples"], centre: Int[Array, ""]) -> Complex[Array, " bins"]:
+        """Spectrum around any sample."""
+        every = GaussianSTFT(self.settings.window_std, 1)
+        return every.analyse(samples, first_frame=centre, num_frames=1)[0, :-1]
+
+    def _gradient(self, arrays, rest, frames, keys):
+        def objective(arrays):
+            network, harmonics = eqx.combine(arrays, rest)
+            run = lambda frame, key: self.estimator(network, harmonics, frame, key=key)
+            surrogate, rollouts = jax.vmap(run)(frames, keys)
+            return jnp.mean(surrogate) + dictionary_pull(harmonics), _report(rollouts)
+
+        return jax.grad(objective, has_aux=True)(arrays)
+
+    def _updated(self, state, gradients):
+        by_network, by_harmonics = gradients
+        change, network_moments = self._network_rule.update(by_network, state.network_moments)
+        network = eqx.apply_updates(state.network, change)
+        change, dictionary_moments = self._dictionary_rule.update(by_harmonics, state.dictionary_moments)
+        harmonics = jnp.maximum(state.harmonics + change, 0)
+        return TrainingState(
+            network, harmonics, network_moments, dictionary_moments, state.key, state.step + 1
+        )
+
+    @property
+    def _network_rule(self):
+        return optax.adamax(self.settings.network_rate, b1=0.99, b2=0.999)
+
+    @property
+    def _dictionary_rule(self):
+        return instrument_adamax(self.settings.dictionary_rate)
+
+
+@eqx.filter_jit(donate="all-except-first")
+def train_step(
+    fixed: tuple[Trainer, Float[Array, " samples"]], state: TrainingState
+) -> tuple[TrainingState, StepReport]:
+    """`Trainer.step`, compiled, of `(trainer, samples)`; the memory of the state is used again."""
+    trainer, samples = fixed
+    return trainer.step(state, samples)
+
+
+def _report(rollouts):
+    weight = jax.nn.softmax(rollouts.log_ratio, axis=1)
+    mean = lambda x: jax.lax.stop_gradient(jnp.mean(x))
+    terms = {
+        name: mean(getattr(rollouts.terms, name)) for name in ("magnitude", "sparse", "agreement", "direct")
+    }
+    return StepReport(
+        loss=mean(rollouts.loss),
+        entropy=mean(rollouts.entropy),
+        effective_samples=mean(1 / jnp.sum(weight**2, axis=1)),
+        **terms,
+    )
