@@ -38,6 +38,7 @@ _HOME = {
     "alpha_max": "blasso.certificate",
     "support": "blasso.support",
     "UNet": "neural.unet",
+    "PolicyNetwork": "neural.network",
     "ToneNetwork": "neural.network",
     "Policy": "neural.policy",
     "Estimator": "neural.estimator",
