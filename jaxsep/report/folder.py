@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
@@ -156,12 +157,12 @@ def read_tones(path: Path, spacing: float, num_frames: int, num_instruments: int
     def placed(values, default, dtype):
         out = np.full(shape, default, dtype)
         out[frame, slot] = values[order]
-        return out
+        return jnp.asarray(out)
 
     return Tones(
         amplitude=placed(amplitude, 0, np.float32),
         fundamental=placed(fundamental, 0, np.float32),
-        width=np.full(shape, SINUSOID_WIDTH, np.float32),
+        width=jnp.full(shape, SINUSOID_WIDTH, np.float32),
         inharmonicity=placed(inharmonicity, 0, np.float32),
         instrument=placed(instrument, 0, np.int32),
         active=placed(np.ones(frame.size, bool), False, bool),

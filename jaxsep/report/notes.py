@@ -5,7 +5,8 @@ import math
 from itertools import pairwise
 
 import numpy as np
-from jaxtyping import ArrayLike, Float
+from jaxtyping import Float
+from numpy.typing import ArrayLike
 from scipy.signal import find_peaks
 
 from jaxsep.tones.dictionary import Dictionary
@@ -79,7 +80,7 @@ def to_midi(frequency: ArrayLike) -> Float[np.ndarray, "..."]:
     return 69 + 12 * np.log2(np.asarray(frequency, float) / 440)
 
 
-def note_name(pitch: float) -> str:
+def note_name(pitch: float | int) -> str:
     """Name of the nearest note of the tempered scale, such as `C♯5`."""
     number = round(float(pitch))
     return f"{_NAMES[number % 12]}{number // 12 - 1}"
@@ -113,7 +114,7 @@ def find_notes(
     """
     times = np.asarray(times, float)
     instrument, level, pitch = _levels_and_pitches(tones, dictionary)
-    spacing = float(times[1] - times[0]) if len(times) > 1 else rule.min_length
+    spacing = float(times[1] - times[0]) if len(times) > 1 else 0.01
     notes = []
     for number in range(dictionary.num_instruments):
         own = np.isfinite(level) & (instrument == number)
