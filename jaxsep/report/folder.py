@@ -112,7 +112,7 @@ def read_document(folder: Path) -> dict[str, Any]:
         names = [document["mixture"], *document["stems"]]
         known = document["format"] == "jaxsep separation" and document["version"] == 1
         # A name with a folder in it would lead elsewhere.
-        plain = len(names) > 1 and all(Path(name).name == name for name in names)
+        plain = len(names) > 1 and all(name and Path(name).name == name for name in names)
         hop = document["settings"]["hop"]
         sensible = isinstance(hop, int) and hop > 0 and isinstance(document["input"]["file"], str)
     except FileNotFoundError:
