@@ -58,6 +58,10 @@ _HOME = {
     "sdr_sir_sar_gain": "metrics",
     "si_sdr": "metrics",
     "overview": "report.plots",
+    "Note": "report.notes",
+    "NoteRule": "report.notes",
+    "find_notes": "report.notes",
+    "write_midi": "report.exports",
     "spectrogram_figure": "report.spectrograms",
     "Progress": "progress",
 }

@@ -33,12 +33,15 @@ class AudioError(ValueError):
     """A recording or an output place that cannot be used; the message is one sentence for the user."""
 
 
-def read_audio(path: str | os.PathLike) -> tuple[Float32[np.ndarray, "channels samples"], int]:
+def read_audio(
+    path: str | os.PathLike, *, allow_silence: bool = False
+) -> tuple[Float32[np.ndarray, "channels samples"], int]:
     """Read a whole recording (WAV, FLAC, AIFF, Ogg Vorbis, MP3 and whatever else libsndfile knows).
 
     **Arguments**
 
     - `path`: the file.
+    - `allow_silence`: whether exact zeros throughout are a recording too, as in a stem without tones.
 
     **Returns** the samples, float32 with full scale 1, and the sample rate in Hz.
 
@@ -55,7 +58,7 @@ def read_audio(path: str | os.PathLike) -> tuple[Float32[np.ndarray, "channels s
             f"{path} is truncated: its header promises {promised} samples per channel, "
             f"and only {samples.shape[1]} are there."
         )
-    if defect := _defect(samples):
+    if defect := _defect(samples, allow_silence):
         got, expected = defect
         raise AudioError(f"{path} holds {got}, expected {expected}.")
     return samples, sample_rate
@@ -298,13 +301,13 @@ def _read_all(path: Path, file: soundfile.SoundFile) -> Float32[np.ndarray, "cha
         raise AudioError(f"{path} promises {file.frames} samples, more than fit in memory.") from error
 
 
-def _defect(samples: np.ndarray) -> tuple[str, str] | None:
+def _defect(samples: np.ndarray, allow_silence: bool = False) -> tuple[str, str] | None:
     """What makes an array unusable as a recording, as (got, expected)."""
     if samples.shape[-1] < 2:
         return f"{samples.shape[-1]} samples per channel", "at least 2"
     if non_finite := _non_finite(samples):
         return non_finite, "finite numbers"
-    if not samples.any():
+    if not (allow_silence or samples.any()):
         return "silence (every sample is exactly 0)", "a recording with sound"
     return None
 

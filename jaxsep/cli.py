@@ -1,4 +1,4 @@
-"""The command line: `jaxsep separate`, `evaluate`, `spectrogram` and `demo`.
+"""The command line: `jaxsep separate`, `report`, `evaluate`, `spectrogram` and `demo`.
 
 JAX is imported only when there is something to compute, so that help and mistakes are answered at once.
 """
@@ -64,6 +64,21 @@ class Search(StrEnum):
     greedy = "greedy"
 
 
+class Format(StrEnum):
+    """Kinds of audio files that stems are written as."""
+
+    wav = "wav"
+    flac = "flac"
+
+
+class Bits(StrEnum):
+    """Bits of a sample; the 32 of WAV are a floating-point number, which cannot clip."""
+
+    b16 = "16"
+    b24 = "24"
+    b32 = "32"
+
+
 class Kind(StrEnum):
     """Kinds of spectrogram, as `spectrogram_figure` names them."""
 
@@ -92,6 +107,14 @@ Cache = Annotated[
     ),
 ]
 NoCache = Annotated[bool, typer.Option("--no-cache", help="Keep no compiled programs.")]
+References = Annotated[
+    list[Path],
+    typer.Option(
+        "--reference",
+        metavar="FILE...",
+        help="True stems, one for each instrument in any order, to measure the result against on the page.",
+    ),
+]
 Force = Annotated[bool, typer.Option("--force", help="Replace the output if there is one.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the JSON document and nothing else.")]
 
@@ -157,7 +180,23 @@ def _check_options(context: _Context, method: Method) -> None:
             )
 
 
-@app.command()
+class _ManyValues(TyperCommand):
+    """A command of which `--option A B` means `--option A --option B` for options that can be repeated."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        repeatable = {name for p in self.params if getattr(p, "multiple", False) for name in p.opts}
+        expanded: list[str] = []
+        option = None
+        for argument in args:
+            if argument.startswith("-"):
+                option = argument.partition("=")[0]
+            elif option in repeatable and expanded[-1] != option:
+                expanded.append(option)
+            expanded.append(argument)
+        return super().parse_args(ctx, expanded)
+
+
+@app.command(cls=_ManyValues)
 def separate(
     context: _Context,
     mixture: Recording,
@@ -225,6 +264,15 @@ def separate(
         float,
         typer.Option(metavar="E", min=0, help="Part of the unexplained energy that the instruments share."),
     ] = 1e-4,
+    audio_format: Annotated[
+        Format, typer.Option("--format", help="Kind of file for the stems.")
+    ] = Format.wav,
+    bits: Annotated[
+        Bits | None,
+        typer.Option(help="Bits of a sample: 16, 24 or, as floating point in WAV, 32.  [default: the most]"),
+    ] = None,
+    report: Annotated[bool, typer.Option("--report", help="Write a page to listen to as well.")] = False,
+    reference: References = [],  # noqa: B006 (typer copies it)
     cache: Cache = None,
     no_cache: NoCache = False,
     force: Force = False,
@@ -232,15 +280,20 @@ def separate(
 ) -> None:
     """Separate a recording into its instruments.
 
-    OUT receives a stem for each instrument, the dictionary, the tones (CSV), a picture, and a JSON document
-    of settings and figures. It appears complete or not at all.
+    OUT receives the mixture, a stem for each instrument, the dictionary, the tones (CSV), the notes (CSV,
+    MIDI, labels for Audacity, layers for Sonic Visualiser), a picture, and a JSON document of settings and
+    figures; with --report a page to listen to. It appears complete or not at all.
     """
     from jaxsep.audio import OutputFolder, read_audio
 
     _check_options(context, method)
-    check_outside(output, mixture, dictionary, checkpoint)
+    check_outside(output, mixture, dictionary, checkpoint, *reference)
+    audio = _audio_format(audio_format, bits)
+    if reference and not report:
+        raise ValueError("--reference is for the page; add --report, or use jaxsep evaluate.")
     with OutputFolder(output, force=force) as folder, TerminalProgress() as progress:
         samples, sample_rate = read_audio(mixture)
+        truth = _read_references(reference, num_instruments, samples.shape[1], sample_rate)
         start_jax(device, cache, no_cache)
         import jax
 
@@ -282,28 +335,14 @@ def separate(
         )
         source = {"file": mixture.name, "dictionary": None if dictionary is None else dictionary.name}
         document = _write_results(
-            folder, samples, separation, progress, settings=settings, seed=seed, source=source
+            folder, samples, separation, progress, audio, settings=settings, seed=seed, source=source
         )
+        if report:
+            _write_page(folder, folder / "report.html", reference, truth, progress)
     if as_json:
         sys.stdout.write(to_json(document))
     else:
         show_separation(document, output)
-
-
-class _ManyValues(TyperCommand):
-    """A command of which `--option A B` means `--option A --option B` for options that can be repeated."""
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        repeatable = {name for p in self.params if getattr(p, "multiple", False) for name in p.opts}
-        expanded: list[str] = []
-        option = None
-        for argument in args:
-            if argument.startswith("-"):
-                option = argument.partition("=")[0]
-            elif option in repeatable and expanded[-1] != option:
-                expanded.append(option)
-            expanded.append(argument)
-        return super().parse_args(ctx, expanded)
 
 
 @app.command(cls=_ManyValues)
@@ -337,6 +376,34 @@ def evaluate(
         show_evaluation(document)
         if note:
             print(note)
+
+
+@app.command(cls=_ManyValues)
+def report(
+    folder: Annotated[
+        Path, typer.Argument(metavar="OUT", help="Folder that jaxsep separate wrote.", show_default=False)
+    ],
+    reference: References = [],  # noqa: B006 (typer copies it)
+    cache: Cache = None,
+    no_cache: NoCache = False,
+    force: Force = False,
+) -> None:
+    """Write a page to listen to: OUT/report.html.
+
+    It has players, spectrograms, notes and figures in one file, which needs no network. With --reference it
+    also measures the stems against the true ones.
+    """
+    from jaxsep.audio import read_audio
+    from jaxsep.report.folder import read_document
+
+    document = read_document(folder)
+    path = folder / "report.html"
+    with new_file(path, force, ".html") as draft, TerminalProgress() as progress:
+        samples, sample_rate = read_audio(folder / document["mixture"])
+        truth = _read_references(reference, len(document["stems"]), samples.shape[1], sample_rate)
+        start_jax(Device.cpu, cache, no_cache)
+        _write_page(folder, draft, reference, truth, progress)
+    print(f"results: {path}")
 
 
 @app.command()
@@ -378,7 +445,7 @@ def demo(
     force: Force = False,
 ) -> None:
     """Separate the duet that ships with jaxsep, and measure the result against its true stems."""
-    from jaxsep.audio import OutputFolder, demo_recording, write_audio
+    from jaxsep.audio import OutputFolder, demo_recording
 
     with OutputFolder(output, force=force) as folder, TerminalProgress() as progress:
         mixture, stems, sample_rate = demo_recording()
@@ -396,34 +463,96 @@ def demo(
         )
         source = {"file": "mixture.wav", "dictionary": None}
         document = _write_results(
-            folder, mixture, separation, progress, settings=settings, seed=seed, source=source
+            folder,
+            mixture,
+            separation,
+            progress,
+            _audio_format(),
+            settings=settings,
+            seed=seed,
+            source=source,
         )
-        write_audio(folder / "mixture.wav", mixture, sample_rate)
         truth = np.stack(list(stems.values()))
         scores = evaluation_document(truth, separation.stems, list(stems), document["stems"])
+        _write_page(folder, folder / "report.html", list(stems), truth, progress)
     show_separation(document, output)
     show_evaluation(scores)
 
 
+def _audio_format(audio_format: Format = Format.wav, bits: Bits | None = None) -> tuple[str, str]:
+    """Suffix of audio files, and libsndfile's name of the sample format."""
+    if audio_format == Format.flac:
+        if bits == Bits.b32:
+            raise ValueError("--bits: FLAC has 16 or 24, got 32; use --format wav for more.")
+        return ".flac", f"PCM_{(bits or Bits.b24).value}"
+    return ".wav", "FLOAT" if bits in (None, Bits.b32) else f"PCM_{bits.value}"
+
+
 def _write_results(
-    folder: Path, samples, separation, progress: TerminalProgress, **about: Any
+    folder: Path, samples, separation, progress: TerminalProgress, audio: tuple[str, str], **about: Any
 ) -> dict[str, Any]:
     """Writes everything that a separation found into a folder, and returns its JSON document."""
-    from jaxsep.audio import write_audio
+    from jaxsep.report.exports import write_note_files
+    from jaxsep.report.folder import write_tracks
+    from jaxsep.report.notes import find_notes
     from jaxsep.report.plots import overview
     from jaxsep.report.tables import separation_document, to_json, write_tones
 
-    stems = [f"stem-{number}.wav" for number in range(1, len(separation.stems) + 1)]
-    for name, stem in zip(stems, separation.stems, strict=True):
-        write_audio(folder / name, stem, separation.sample_rate)
+    document = separation_document(separation, **about) | write_tracks(folder, samples, separation, *audio)
     separation.dictionary.save(folder / "dictionary.npz")
     write_tones(folder / "tones.csv", separation)
+    notes = find_notes(separation.tones, separation.times, separation.dictionary)
+    write_note_files(folder, notes, len(separation.stems))
     with progress.stage("overview", 1):
         overview(separation, samples, separation.sample_rate, folder / "overview.png")
         progress.advance("overview")
-    document = separation_document(separation, **about) | {"stems": stems}
     (folder / "separation.json").write_text(to_json(document), encoding="utf-8")
     return document
+
+
+def _write_page(folder: Path, target: Path, references, truth, progress: TerminalProgress) -> None:
+    """Writes the listening page of a folder of results, with figures if there are true stems."""
+    from jaxsep.report.folder import read_results
+    from jaxsep.report.page import listening_page
+    from jaxsep.report.tables import evaluation_document
+
+    with progress.stage("report", 1):
+        results, scores = read_results(folder), None
+        # Silence cannot be measured.
+        if truth is not None and results.stems.any(axis=(1, 2)).all():
+            names = [Path(path).stem for path in references]
+            scores = evaluation_document(
+                truth, results.stems.mean(axis=1)[:, : truth.shape[1]], names, results.document["stems"]
+            )
+        target.write_text(listening_page(results, scores), encoding="utf-8")
+        progress.advance("report")
+
+
+def _read_references(paths: list[Path], num_instruments: int, num_samples: int, sample_rate: int):
+    """Samples `[files, samples]` of true stems that belong to a mixture, or None without any."""
+    import numpy as np
+
+    from jaxsep.audio import read_audio
+
+    if not paths:
+        return None
+    if len(paths) != num_instruments:
+        raise ValueError(
+            f"--reference: expected {num_instruments} files, one for each stem, got {len(paths)}."
+        )
+    tracks = []
+    for path in paths:
+        samples, rate = read_audio(path)
+        _check_alike(path, samples.shape[1], rate, "the mixture", num_samples, sample_rate)
+        tracks.append(samples.mean(axis=0)[:num_samples])
+    return np.stack([track[: min(map(len, tracks))] for track in tracks])
+
+
+def _check_alike(path, num_samples, rate, other, wanted_samples, wanted_rate):
+    if rate != wanted_rate:
+        raise ValueError(f"{path} has {rate} samples per second, expected {wanted_rate} as {other} has.")
+    if abs(num_samples - wanted_samples) > 0.01 * wanted_samples:
+        raise ValueError(f"{path} has {num_samples} samples, expected {wanted_samples} as {other} has.")
 
 
 def _read_stems(references: list[Path], estimates: list[Path]):
@@ -441,10 +570,7 @@ def _read_stems(references: list[Path], estimates: list[Path]):
     rates = [rate for _, rate in recordings]
     lengths = [samples.shape[1] for samples, _ in recordings]
     for path, rate, length in zip(paths, rates, lengths, strict=True):
-        if rate != rates[0]:
-            raise ValueError(f"{path} has {rate} samples per second, expected {rates[0]} as {paths[0]} has.")
-        if abs(length - lengths[0]) > 0.01 * lengths[0]:
-            raise ValueError(f"{path} has {length} samples, expected {lengths[0]} as {paths[0]} has.")
+        _check_alike(path, length, rate, paths[0], lengths[0], rates[0])
     note = f"cut to the shortest, {min(lengths)} samples" if len(set(lengths)) > 1 else ""
     mono = np.stack([samples[:, : min(lengths)].mean(axis=0) for samples, _ in recordings])
     return mono[: len(references)], mono[len(references) :], note

@@ -88,15 +88,15 @@ def check_outside(output: Path, *inputs: Path | None) -> None:
 
 
 @contextmanager
-def new_file(path: Path, force: bool) -> Iterator[Path]:
+def new_file(path: Path, force: bool, suffix: str = ".png") -> Iterator[Path]:
     """A draft beside `path` that takes its name when the block ends, and is removed when the block raises."""
-    if path.suffix.lower() != ".png":
-        raise ValueError(f"{path} has the suffix {path.suffix!r}, expected '.png'.")
+    if path.suffix.lower() != suffix:
+        raise ValueError(f"{path} has the suffix {path.suffix!r}, expected {suffix!r}.")
     if path.is_dir():
-        raise ValueError(f"{path} is a folder; name a file for the picture.")
+        raise ValueError(f"{path} is a folder; name a file.")
     if path.exists() and not force:
         raise ValueError(f"{path} exists; name another file or replace it with --force.")
-    draft = path.parent / f".jaxsep-{uuid4().hex}.png"
+    draft = path.parent / f".jaxsep-{uuid4().hex}{suffix}"
     try:
         draft.touch()
     except OSError as error:

@@ -156,6 +156,9 @@ class TestRead:
         encoded(tmp_path / "a.flac", np.zeros(100), "PCM_16")
         expected = "holds silence (every sample is exactly 0), expected a recording with sound."
         assert complaint(tmp_path / "a.flac", read_audio) == expected
+        samples, rate = read_audio(tmp_path / "a.flac", allow_silence=True)
+        assert (samples.shape, bool(samples.any())) == ((1, 100), False)
+        assert rate > 0
 
 
 class TestCheckSamples:

@@ -12,10 +12,11 @@ import pytest
 import soundfile
 from typer.testing import CliRunner
 
-from benchmarks import ablation, common, selection, speed
+from benchmarks import ablation, common, notes, selection, speed
 from benchmarks.artificial import cosine, make_learner, random_tones, seen_frames
 from benchmarks.corpus import oracle_stems
 from jaxsep.pursuit.voices import VoiceModel
+from jaxsep.report.notes import Note
 from jaxsep.separators.separation import PursuitSettings
 from jaxsep.tones.tones import Tones
 
@@ -32,6 +33,21 @@ def write_piece(folder, stems, name="duet"):
     for track, samples in {"mix": sum(stems.values()), **stems}.items():
         soundfile.write(folder / name / f"{track}.flac", 0.2 * samples, RATE)
     (folder / name / "meta.json").write_text(json.dumps({"stems": [{"name": stem} for stem in stems]}))
+
+
+def test_measures_of_notes():
+    def note(instrument, onset, pitch):
+        return Note(instrument, onset, onset + 0.3, pitch, -10.0, np.array([onset]), np.array([pitch]))
+
+    played = [np.array([[0.0, 0.4, 60], [0.5, 0.4, 62]]), np.array([[0.0, 1.0, 48]])]
+    # The first instrument has number 1: one note in time, one late, one of another pitch.
+    found = [note(1, 0.04, 60.4), note(1, 0.56, 62.0), note(1, 0.5, 63.0)]
+    figures = notes.measures(played, found, [1, 0])
+    assert figures["precision"] == pytest.approx([1 / 3, 0])
+    assert figures["recall"] == pytest.approx([1 / 2, 0])
+    assert figures["f_measure"] == pytest.approx([0.4, 0])
+    runs = [{"piece": "duet", "instruments": ("a", "b"), **figures}]
+    assert notes.table(runs).splitlines()[-1].endswith("0.200  |")
 
 
 def test_environment_names_device_and_versions():
@@ -225,6 +241,6 @@ def test_every_benchmark_has_a_command():
     app = importlib.import_module("benchmarks.__main__").app
     shown = CliRunner().invoke(app, ["--help"])
     assert shown.exit_code == 0
-    for name in ("fidelity", "speed", "artificial", "corpus", "selection", "ablation", "blasso"):
+    for name in ("fidelity", "speed", "artificial", "corpus", "selection", "ablation", "blasso", "notes"):
         assert name in shown.output
         assert "--quick" in CliRunner().invoke(app, [name, "--help"]).output

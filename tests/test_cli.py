@@ -79,7 +79,21 @@ def in_process(code, *arguments, **options):
     )
 
 
-RESULTS = {"dictionary.npz", "overview.png", "separation.json", "stem-1.wav", "stem-2.wav", "tones.csv"}
+RESULTS = {
+    "audacity-1.txt",
+    "audacity-2.txt",
+    "dictionary.npz",
+    "mixture.wav",
+    "notes.csv",
+    "notes.mid",
+    "overview.png",
+    "separation.json",
+    "sonic-visualiser-1.csv",
+    "sonic-visualiser-2.csv",
+    "stem-1.wav",
+    "stem-2.wav",
+    "tones.csv",
+}
 
 
 class TestSeparate:
@@ -97,7 +111,9 @@ class TestSeparate:
         )
         document = json.loads((folder / "separation.json").read_text())
         assert document["input"]["file"] == "mix.wav"
+        assert document["mixture"] == "mixture.wav"
         assert document["stems"] == ["stem-1.wav", "stem-2.wav"]
+        assert document["gain_db"] == 0
         assert {"mix.wav", *RESULTS, "0.2500"} <= set(out.replace(":", " ").split())
         assert [line.split(":")[0] for line in err.splitlines()] == ["separating", "overview"]
 
@@ -162,6 +178,36 @@ class TestSeparate:
         result = run("separate", "mix.wav", "-n", 2, "-o", "out", "--force", "--no-cache")
         assert (result[0], result[2].splitlines()[-1]) == (2, "jaxsep: No space left on device")
         assert contents(workplace) == before
+
+    @pytest.mark.parametrize(
+        ("options", "suffix", "subtype"),
+        [
+            ([], "wav", "FLOAT"),
+            (["--bits", 32], "wav", "FLOAT"),
+            (["--bits", 16], "wav", "PCM_16"),
+            (["--format", "flac"], "flac", "PCM_24"),
+            (["--format", "flac", "--bits", 16], "flac", "PCM_16"),
+        ],
+    )
+    def test_format_and_bits(self, workplace, quick, options, suffix, subtype):
+        code, out, _ = run("separate", "mix.wav", "-n", 2, "-o", "out", "--json", "--no-cache", *options)
+        assert code == 0
+        names = [f"{name}.{suffix}" for name in ("mixture", "stem-1", "stem-2")]
+        assert [json.loads(out)["mixture"], *json.loads(out)["stems"]] == names
+        for name, truth in zip(names[1:], synthetic_separation().stems, strict=True):
+            assert soundfile.info(workplace / "out" / name).subtype == subtype
+            np.testing.assert_allclose(soundfile.read(workplace / "out" / name)[0], truth, atol=2**-15)
+
+    def test_page(self, workplace, quick):
+        write("a.wav", sinusoid(440.0))
+        write("b.wav", sinusoid(660.0))
+        arguments = ["--report", "--reference", "a.wav", "b.wav", "--no-cache"]
+        code, out, err = run("separate", "mix.wav", "-n", 2, "-o", "out", *arguments)
+        assert (code, "report.html" in out) == (0, True)
+        assert [line.split(":")[0] for line in err.splitlines()] == ["separating", "overview", "report"]
+        page = (workplace / "out" / "report.html").read_text(encoding="utf-8")
+        assert "mix.wav" in page
+        assert "512-tap filter" in page
 
     @pytest.mark.parametrize("cache", ["mix.wav", "mix.wav/cache"])
     def test_unusable_cache(self, workplace, quick, cache):
@@ -233,6 +279,12 @@ BAD_OPTIONS = {
     "restarts": (["-n", 2, "-o", "out", "--restarts", 0], "--restarts"),
     "share": (["-n", 2, "-o", "out", "--share", "nan"], "share"),
     "search": (["-n", 2, "-o", "out", "--search", "wide"], "--search"),
+    "format": (["-n", 2, "-o", "out", "--format", "mp3"], "--format"),
+    "bits": (["-n", 2, "-o", "out", "--bits", 12], "--bits"),
+    "bits of FLAC": (["-n", 2, "-o", "out", "--format", "flac", "--bits", 32], "FLAC has 16 or 24, got 32"),
+    "references without a page": (["-n", 2, "-o", "out", "--reference", "mix.wav"], "add --report"),
+    "one reference": (["-n", 2, "-o", "out", "--report", "--reference", "mix.wav"], "expected 2 files"),
+    "missing reference": (["-n", 1, "-o", "out", "--report", "--reference", "no.wav"], "does not exist"),
     "device": (["-n", 2, "-o", "out", "--device", "abacus"], "--device"),
     "missing dictionary": (["-n", 2, "-o", "out", "--dictionary", "no.npz"], "no file no.npz"),
     "no dictionary": (["-n", 2, "-o", "out", "--dictionary", "mix.wav"], "not a dictionary"),
@@ -352,6 +404,15 @@ class TestMistakes:
             assert message in self.complaint(workplace, "evaluate", *arguments)
         assert "--reference" in self.complaint(workplace, "evaluate", "--estimate", "mix.wav")
 
+    def test_report(self, workplace):
+        (workplace / "empty").mkdir()
+        for folder, message in {
+            "no": "is not a folder",
+            "mix.wav": "is not a folder",
+            "empty": "separation.json does not exist",
+        }.items():
+            assert message in self.complaint(workplace, "report", folder, "--no-cache")
+
     def test_unknown_command(self, workplace):
         assert "seperate" in self.complaint(workplace, "seperate", "mix.wav")
 
@@ -427,6 +488,60 @@ class TestEvaluate:
         assert "cut to the shortest" in run("evaluate", *arguments)[1]
 
 
+class TestReport:
+    @pytest.fixture
+    def results(self, workplace, quick):
+        assert run("separate", "mix.wav", "-n", 2, "-o", "out", "--no-cache")[0] == 0
+        return workplace / "out"
+
+    def test_page(self, results):
+        code, out, err = run("report", "out", "--no-cache")
+        assert (code, out.split()) == (0, ["results:", "out/report.html"])
+        assert err.count("\n") == 1
+        assert {path.name for path in results.iterdir()} == {*RESULTS, "report.html"}
+        page = (results / "report.html").read_text(encoding="utf-8")
+        assert "mix.wav" in page
+        assert "512-tap filter" not in page
+
+    def test_references(self, results):
+        write("a.wav", sinusoid(440.0))
+        write("b.wav", sinusoid(660.0, seconds=0.995))
+        run("report", "out", "--reference", "b.wav", "a.wav", "--no-cache")
+        page = (results / "report.html").read_text(encoding="utf-8")
+        assert page.index("instrument 2</small>") < page.index("instrument 1</small>")
+
+    def test_replacing(self, results):
+        (results / "report.html").write_text("old")
+        code, _, err = run("report", "out", "--no-cache")
+        assert (code, "exists" in err) == (2, True)
+        assert (results / "report.html").read_text() == "old"
+        assert run("report", "out", "--force", "--no-cache")[0] == 0
+        assert (results / "report.html").read_text(encoding="utf-8").startswith("<!doctype html>")
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            (["--reference", "a.wav"], "expected 2 files, one for each stem, got 1"),
+            (["--reference", "a.wav", "fast.wav"], "fast.wav has 32000 samples per second"),
+            (["--reference", "a.wav", "long.wav"], "long.wav has 32000 samples"),
+        ],
+    )
+    def test_mistakes(self, results, options, message):
+        write("a.wav", sinusoid(440.0))
+        write("fast.wav", sinusoid(660.0, sample_rate=2 * RATE), 2 * RATE)
+        write("long.wav", sinusoid(660.0, seconds=2.0))
+        before = contents(results)
+        code, _, err = run("report", "out", *options, "--no-cache")
+        assert (code, err.count("\n"), message in err) == (2, 1, True)
+        assert contents(results) == before
+
+    def test_damaged_results(self, results):
+        (results / "tones.csv").unlink()
+        code, _, err = run("report", "out", "--no-cache")
+        assert (code, err) == (2, "jaxsep: out/tones.csv does not exist.\n")
+        assert not (results / "report.html").exists()
+
+
 class TestOthers:
     def test_spectrogram(self, workplace):
         arguments = ["spectrogram", "mix.wav", "-o", "a.png", "--kind", "mel", "--no-cache"]
@@ -453,7 +568,10 @@ class TestOthers:
         monkeypatch.setattr(pursuit, "separate", separate)
         code, out, _ = run("demo", "--no-cache")
         assert code == 0
-        assert {path.name for path in (workplace / "jaxsep-demo").iterdir()} == {*RESULTS, "mixture.wav"}
+        assert {path.name for path in (workplace / "jaxsep-demo").iterdir()} == {*RESULTS, "report.html"}
+        page = (workplace / "jaxsep-demo" / "report.html").read_text(encoding="utf-8")
+        assert "recorder" in page
+        assert "512-tap filter" in page
         assert "results: jaxsep-demo/" in out
         rows = [line.split() for line in out.splitlines()]
         (first,) = (row for row in rows if row[:1] == ["recorder"])
@@ -467,7 +585,7 @@ class TestOthers:
     def test_without_arguments_help(self):
         code, out, _ = run()
         assert code == 0
-        assert all(command in out for command in ("separate", "evaluate", "spectrogram", "demo"))
+        assert all(command in out for command in ("separate", "report", "evaluate", "spectrogram", "demo"))
 
 
 class TestImports:

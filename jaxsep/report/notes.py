@@ -1,0 +1,228 @@
+"""Notes formed from the tones of neighbouring frames."""
+
+import dataclasses
+import math
+from itertools import pairwise
+
+import numpy as np
+from jaxtyping import Float
+from numpy.typing import ArrayLike
+from scipy.signal import find_peaks
+
+from jaxsep.tones.dictionary import Dictionary
+from jaxsep.tones.tones import Tones
+
+__all__ = ["Note", "NoteRule", "find_notes", "note_name", "to_midi"]
+
+_NAMES = ("C", "C♯", "D", "D♯", "E", "F", "F♯", "G", "G♯", "A", "A♯", "B")
+
+#: Seconds after the first tone in which a note reaches the level that its onset is measured by.
+_ATTACK = 0.1
+
+
+@dataclasses.dataclass(frozen=True)
+class NoteRule:
+    """What makes a note; `find_notes` says how the figures are used.
+
+    Arguments:
+        quietest: how far below the usual level of its instrument a tone is still heard, in dB.
+        max_step: largest distance between a note's pitch and its next tone, in semitones.
+        memory: time in which the pitch of a note follows its tones, in seconds.
+        max_gap: longest pause within a note, in seconds.
+        dip: fall and rise of the level that begin another note at the same pitch, in dB.
+        dip_time: how long the fall and the rise may take together, in seconds.
+        rise: how far below the level that a note soon reaches it begins, in dB.
+        lead: how long before the end of a dip the next note begins, in seconds.
+        false_start: longest beginning of a note that may be found an octave off, in seconds.
+        min_length: shorter notes are left out, in seconds.
+    """
+
+    quietest: float = 20.0
+    max_step: float = 0.4
+    memory: float = 0.06
+    max_gap: float = 0.08
+    dip: float = 4.0
+    dip_time: float = 0.4
+    rise: float = 12.0
+    lead: float = 0.02
+    false_start: float = 0.15
+    min_length: float = 0.06
+
+    def __post_init__(self):
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if not 0 <= value < math.inf:
+                raise ValueError(f"{field.name}: expected a number of at least 0, got {value!r}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Note:
+    """A note of one instrument.
+
+    - `instrument`: row of the dictionary, from 0.
+    - `onset`, `offset`: in seconds.
+    - `pitch`: median over its tones, in semitones as MIDI counts them: 69 is 440 Hz.
+    - `level`: median over its tones, in dB; a sinusoid of amplitude 1 has 0.
+    - `times`, `bend`: centres of its frames in seconds, and the pitch there.
+    """
+
+    instrument: int
+    onset: float
+    offset: float
+    pitch: float
+    level: float
+    times: Float[np.ndarray, " frames"]
+    bend: Float[np.ndarray, " frames"]
+
+
+def to_midi(frequency: ArrayLike) -> Float[np.ndarray, "..."]:
+    """Pitch in semitones as MIDI counts them, `69 + 12 log2(f / 440 Hz)`, of frequencies above 0."""
+    return 69 + 12 * np.log2(np.asarray(frequency, float) / 440)
+
+
+def note_name(pitch: float | int) -> str:
+    """Name of the nearest note of the tempered scale, such as `C♯5`."""
+    number = round(float(pitch))
+    return f"{_NAMES[number % 12]}{number // 12 - 1}"
+
+
+def find_notes(
+    tones: Tones, times: Float[np.ndarray, " frames"], dictionary: Dictionary, rule: NoteRule = NoteRule()
+) -> list[Note]:
+    """Forms notes from the tones of each instrument.
+
+    1. A tone is heard if its level is at most `quietest` below the 90th percentile of its instrument's.
+    2. A tone continues the note whose pitch is nearest, if it is within `max_step`, and if the last tone of
+       that note is no longer ago than `max_gap`; otherwise it begins a note. The pitch of a note follows its
+       tones like their average over `memory`, so that a step of a semitone begins another note even where
+       the frames between glide. Louder tones choose first.
+    3. Where the level falls and rises again by at least `dip` within `dip_time`, the note is struck again: it
+       ends at the lowest level, and the next has begun `lead` before.
+    4. A note begins where its level comes within `rise` of what it reaches in its first tenth of a second: a
+       window that looks ahead finds a faint tone too early.
+    5. A beginning of at most `false_start` that is an octave off belongs to the longer note that follows it
+       at once: the attack of many instruments resembles their other octaves.
+    6. Notes shorter than `min_length` are left out.
+
+    Arguments:
+        tones: `[frames, tones]`, fundamentals in Hz, as in `Separation`.
+        times: centre of each frame in seconds, equally spaced.
+        dictionary: harmonics of each instrument, which give a tone its level.
+        rule: the figures.
+
+    Returns: notes by onset, then instrument; an instrument's notes may overlap.
+    """
+    times = np.asarray(times, float)
+    instrument, level, pitch = _levels_and_pitches(tones, dictionary)
+    spacing = float(times[1] - times[0]) if len(times) > 1 else 0.01
+    notes = []
+    for number in range(dictionary.num_instruments):
+        own = np.isfinite(level) & (instrument == number)
+        if not own.any():
+            continue
+        heard = own & (level >= np.percentile(level[own], 90) - rule.quietest)
+        parts = []
+        for track in _tracks(heard, pitch, level, rule, spacing):
+            parts += _struck(track, times, number, rule, spacing)
+        parts.sort(key=lambda note: note.onset)
+        notes += [n for n in _octaves_joined(parts, rule) if n.offset - n.onset >= rule.min_length]
+    return sorted(notes, key=lambda note: (note.onset, note.instrument, note.pitch))
+
+
+def _levels_and_pitches(tones, dictionary):
+    """Instrument, level in dB and pitch of each slot `[frames, tones]`; unused ones have the level -inf."""
+    instrument, amplitude, fundamental = (
+        np.asarray(x) for x in (tones.instrument, tones.amplitude, tones.fundamental)
+    )
+    # NaN fails both comparisons.
+    used = np.asarray(tones.active) & (amplitude > 0) & (fundamental > 0)
+    # The spectrogram of a sinusoid of amplitude 1 has ½.
+    loudness = 2 * np.linalg.norm(np.asarray(dictionary.harmonics), axis=1)[instrument]
+    level = np.full(used.shape, -np.inf)
+    level[used] = 20 * np.log10(amplitude[used].astype(float) * loudness[used])
+    pitch = to_midi(np.where(used, fundamental, 440))
+    return instrument, level, pitch
+
+
+def _tracks(heard, pitch, level, rule, spacing):
+    """Frames, pitches and levels of tones that continue each other."""
+    reach = 1 + _count(rule.max_gap, spacing)
+    weight = 1 / _count(rule.memory, spacing)
+    done, live = [], []
+    frames, slots = np.nonzero(heard)
+    order = np.lexsort((-level[frames, slots], frames))
+    frames, slots = frames[order], slots[order]
+    columns = (x.tolist() for x in (frames, pitch[frames, slots], level[frames, slots]))
+    for frame, tone, loudness in zip(*columns, strict=True):
+        done += [track for track in live if frame - track.frames[-1] > reach]
+        live = [track for track in live if frame - track.frames[-1] <= reach]
+        free = [track for track in live if track.frames[-1] < frame]
+        nearest = min(free, key=lambda track: abs(track.pitch - tone), default=None)
+        if nearest is None or abs(nearest.pitch - tone) > rule.max_step:
+            nearest = _Track(tone)
+            live.append(nearest)
+        nearest.append(frame, tone, loudness, weight)
+    return done + live
+
+
+class _Track:
+    """A note in the making."""
+
+    def __init__(self, pitch: float):
+        self.pitch = pitch
+        self.frames: list[int] = []
+        self.pitches: list[float] = []
+        self.levels: list[float] = []
+
+    def append(self, frame: int, pitch: float, level: float, weight: float) -> None:
+        self.pitch += max(weight, 1 / (1 + len(self.frames))) * (pitch - self.pitch)
+        self.frames.append(frame)
+        self.pitches.append(pitch)
+        self.levels.append(level)
+
+
+def _struck(track, times, instrument, rule, spacing):
+    """Notes of one track: it is divided where it is struck again."""
+    frames, pitches, levels = (np.array(x) for x in (track.frames, track.pitches, track.levels))
+    reach = 2 * (_count(rule.dip_time, spacing) // 2) + 1
+    dips = find_peaks(-levels, prominence=rule.dip, wlen=max(3, reach))[0]
+    bounds = [0, *dips, len(levels)]
+    notes = []
+    for first, last in pairwise(bounds):
+        reached = levels[first : min(last, first + _count(_ATTACK, spacing))].max()
+        begin = first + int(np.argmax(levels[first:last] >= reached - rule.rise))
+        here = slice(begin, last)
+        lead = rule.lead if first > 0 else 0.0
+        notes.append(
+            Note(
+                instrument=instrument,
+                onset=max(0.0, float(times[frames[begin]]) - lead),
+                offset=float(times[frames[last - 1]]) + spacing / 2,
+                pitch=float(np.median(pitches[here])),
+                level=float(np.median(levels[here])),
+                times=times[frames[here]],
+                bend=pitches[here],
+            )
+        )
+    return notes
+
+
+def _octaves_joined(notes, rule):
+    """Notes by onset, each with its beginning that was found an octave off."""
+    joined: list[Note] = []
+    for note in notes:
+        for start in joined[-3:]:
+            length = start.offset - start.onset
+            octave = abs(abs(start.pitch - note.pitch) - 12) <= rule.max_step
+            follows = abs(note.onset - start.offset) <= rule.max_gap
+            if octave and follows and length <= rule.false_start and length < note.offset - note.onset:
+                joined.remove(start)
+                note = dataclasses.replace(note, onset=start.onset)
+                break
+        joined.append(note)
+    return joined
+
+
+def _count(seconds, spacing):
+    """Frames in a time, at least one."""
+    return max(1, round(seconds / spacing))

@@ -1,0 +1,170 @@
+"""The listening page: one HTML file that needs nothing else."""
+
+import base64
+import io
+from collections.abc import Sequence
+from typing import Any
+
+import jax.numpy as jnp
+import jinja2
+import numpy as np
+import soundfile
+from PIL import Image
+
+from jaxsep.audio import resample
+from jaxsep.report.folder import Results
+from jaxsep.report.notes import Note, find_notes
+from jaxsep.report.spectrograms import RANGE, audible_bins, levels
+from jaxsep.tones.axes import LogAxis
+
+__all__ = ["listening_page"]
+
+#: Bytes of audio up to which it is embedded without loss, in 16 bits.
+_LOSSLESS_BYTES = 5_500_000
+
+#: The rates of MP3 in Hz.
+_MP3_RATES = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000)
+
+#: A residual is silence if it is further below the mixture, in dB.
+_SILENCE = -70
+
+#: Semitones shown beyond the lowest and the highest note.
+_MARGIN = 3
+
+
+def listening_page(results: Results, scores: dict[str, Any] | None = None) -> str:
+    """The text of an HTML page with players, spectrograms, notes and figures of a separation.
+
+    It holds its audio and pictures, loads nothing and calls nowhere. Up to half a minute of a mono duet, the
+    audio is embedded as FLAC, otherwise as MP3, which keeps the players as exactly together.
+
+    Arguments:
+        results: as `read_results` returns them.
+        scores: document of the evaluation of the stems against true ones, as `evaluation_document` makes it.
+    """
+    notes = find_notes(results.tones, results.times, results.dictionary)
+    mixture = levels(results.mixture, results.sample_rate, "log")
+    bins = _band(results, mixture)
+    residual = results.mixture - results.stems.sum(axis=0)
+    is_silent = _rms(residual) <= _rms(results.mixture) * 10 ** (_SILENCE / 20)
+    tracks = [_track("mixture", "Mixture", "0", mixture)]
+    for number, stem in enumerate(results.stems):
+        values = levels(stem, results.sample_rate, "log")
+        tracks.append(_track("stem", f"Instrument {number + 1}", str(number + 1), values, number))
+    samples = [results.mixture, *results.stems]
+    if not is_silent:
+        tracks.append(_track("residual", "Residual", "R", levels(residual, results.sample_rate, "log")))
+        samples.append(residual)
+    media, audio = _encoded(samples, results.sample_rate)
+    for track, data in zip(tracks, audio, strict=True):
+        track["audio"] = data
+        track["picture"] = _picture(track.pop("levels"), float(mixture.max()), bins)
+    duration = results.mixture.shape[1] / results.sample_rate
+    return _template().render(
+        document=results.document,
+        duration=duration,
+        tracks=tracks,
+        media=media,
+        is_silent=is_silent,
+        harmonics=np.asarray(results.dictionary.harmonics).tolist(),
+        num_notes=len(notes),
+        scores=scores,
+        data=_data(results, tracks, notes, duration, bins),
+        edge=50 / max(1, len(mixture) - 1),
+    )
+
+
+def _band(results, mixture):
+    """First and last bin shown: from below the lowest fundamental to the eighth harmonic of the highest."""
+    low, high = audible_bins(mixture)
+    active = np.asarray(results.tones.active)
+    if not active.any():
+        return low, high
+    axis = LogAxis()
+    octave = axis.bins_per_neper * np.log(2)
+    heard = np.asarray(axis.to_bin(jnp.asarray(results.tones.fundamental)[active]))
+    # A few stray tones are no reason to show an empty octave.
+    lowest, highest = np.percentile(heard, [1, 99])
+    return max(low, int(lowest - octave / 2)), min(high, int(highest + 3 * octave))
+
+
+def _track(kind, name, key, values, instrument=None):
+    return {"kind": kind, "name": name, "key": key, "instrument": instrument, "levels": values}
+
+
+def _rms(samples):
+    return float(np.sqrt(np.mean(np.square(samples, dtype=float))))
+
+
+def _template():
+    loader = jinja2.PackageLoader("jaxsep.report", "template")
+    environment = jinja2.Environment(
+        loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    return environment.get_template("page.html")
+
+
+def _encoded(tracks, sample_rate):
+    """Media type, and each track in base64."""
+    # Stems can be louder than the mixture; one factor for all keeps them comparable.
+    peak = max(1.0, *(float(np.abs(samples).max()) for samples in tracks))
+    tracks = [(samples / peak).astype(np.float32) for samples in tracks]
+    encoded = [_written(samples, sample_rate, "FLAC", "PCM_16") for samples in tracks]
+    media = "audio/flac"
+    if sum(map(len, encoded)) > _LOSSLESS_BYTES:
+        rate = sample_rate if sample_rate in _MP3_RATES else 48000
+        tracks = [resample(samples[:2], sample_rate, rate) for samples in tracks]
+        encoded = [_written(np.clip(samples, -1, 1), rate, "MP3", "MPEG_LAYER_III") for samples in tracks]
+        media = "audio/mpeg"
+    return media, [base64.b64encode(data).decode("ascii") for data in encoded]
+
+
+def _written(samples, sample_rate, kind, subtype):
+    file = io.BytesIO()
+    soundfile.write(file, samples.T, sample_rate, format=kind, subtype=subtype)
+    return file.getvalue()
+
+
+def _picture(values, top, bins):
+    """Levels relative to `top` as a picture in base64: loud is black, high is up."""
+    shown = np.clip(1 + (values[:, bins[0] : bins[1] + 1] - top) / RANGE, 0, 1)
+    file = io.BytesIO()
+    Image.fromarray(np.uint8(np.round(255 * (1 - shown.T[::-1])))).save(file, "WEBP", quality=70, method=4)
+    return base64.b64encode(file.getvalue()).decode("ascii")
+
+
+def _data(results: Results, tracks: Sequence[dict], notes: Sequence[Note], duration: float, bins) -> dict:
+    """What the script of the page draws and plays, as values for JSON."""
+    edges = np.asarray(LogAxis().to_hz(jnp.array([bins[0] - 0.5, bins[1] + 0.5])))
+    pitches = [note.pitch for note in notes] or [60.0]
+    return {
+        "duration": duration,
+        "rate": results.sample_rate,
+        "band": [float(edge) for edge in edges],
+        "kinds": [track["kind"] for track in tracks],
+        "tones": [_fundamentals(results, n) for n in range(results.dictionary.num_instruments)],
+        "notes": [_note(note) for note in notes],
+        "keys": [round(min(pitches)) - _MARGIN, round(max(pitches)) + _MARGIN],
+    }
+
+
+def _fundamentals(results, instrument):
+    """Times in seconds and frequencies in Hz of the tones of an instrument."""
+    tones = results.tones
+    amplitude = np.where(tones.active, tones.amplitude, 0)
+    heard = amplitude > 10 ** (-RANGE / 20) * amplitude.max(initial=0)
+    frame, slot = np.nonzero(heard & (np.asarray(tones.instrument) == instrument))
+    time, frequency = results.times[frame], np.asarray(tones.fundamental)[frame, slot]
+    return {"time": [round(float(x), 3) for x in time], "hz": [round(float(x), 1) for x in frequency]}
+
+
+def _note(note):
+    return {
+        "instrument": note.instrument,
+        "onset": round(note.onset, 3),
+        "offset": round(note.offset, 3),
+        "pitch": round(note.pitch, 2),
+        "level": round(note.level, 1),
+        "times": [round(float(x), 3) for x in note.times],
+        "bend": [round(float(x), 2) for x in note.bend],
+    }
