@@ -13,6 +13,7 @@ from benchmarks import (
     selection,
     settings,
     speed,
+    tradeoff,
 )
 
 app = typer.Typer(
@@ -21,7 +22,19 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-for module in (fidelity, speed, artificial, corpus, selection, settings, ablation, blasso, neural, notes):
+for module in (
+    fidelity,
+    speed,
+    artificial,
+    corpus,
+    selection,
+    settings,
+    ablation,
+    blasso,
+    neural,
+    notes,
+    tradeoff,
+):
     app.command(module.__name__.rpartition(".")[2])(module.main)
 
 if __name__ == "__main__":
