@@ -14,6 +14,7 @@ from benchmarks.common import (
     markdown_table,
     write_json,
 )
+from jaxsep.separators.separation import PursuitSettings
 
 PICTURE = ROOT / "benchmarks" / "pictures" / "tradeoff.png"
 #: An easy piece, one in which instruments sound alike, and one that is hard to search.
@@ -21,7 +22,7 @@ PIECES = "k487_08_recorder_violin,bwv784_violin_cello,k487_08_clarinet_piano"
 
 #: From quick to thorough; the fields of `PursuitSettings` that differ from the defaults.
 VARIANTS: dict[str, dict[str, Any]] = {
-    "fast": {"restarts": 2, "steps": 48, "search": "greedy"},
+    "fast": PursuitSettings.FAST,
     "greedy": {"search": "greedy"},
     "1 round": {"rounds": 1},
     "default": {},

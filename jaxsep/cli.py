@@ -3,6 +3,7 @@
 JAX is imported only when there is something to compute, so that help and mistakes are answered at once.
 """
 
+import dataclasses
 import os
 import signal
 import sys
@@ -161,23 +162,28 @@ def _root(
 
 #: Methods to which an option belongs; the others belong to all.
 _METHODS = {
-    **dict.fromkeys(("restarts", "steps", "tones", "search", "rounds", "hop"), ("pursuit", "blasso")),
+    **dict.fromkeys(("fast", "restarts", "steps", "tones", "search", "rounds", "hop"), ("pursuit", "blasso")),
     **dict.fromkeys(("full_peaks", "no_masking", "phase_iterations", "share"), ("pursuit", "blasso")),
     "alpha": ("blasso",),
     **dict.fromkeys(("preset", "minutes", "checkpoint", "resume"), ("neural",)),
 }
 
 
-def _check_options(context: _Context, method: Method) -> None:
-    """Refuses options that do nothing with a method."""
+def _given_options(context: _Context, method: Method) -> set[str]:
+    """Names of the options that were not left at their defaults; refuses those without effect on a method."""
+    given = set()
     for parameter in context.command.params:
         source = context.get_parameter_source(parameter.name)
-        given = source is not None and source.name != "DEFAULT"
-        if given and method.value not in _METHODS.get(parameter.name, (method.value,)):
+        if source is None or source.name == "DEFAULT":
+            continue
+        given.add(parameter.name)
+        methods = _METHODS.get(parameter.name, (method.value,))
+        if method.value not in methods:
             raise ValueError(
-                f"{parameter.opts[0]}: expected with --method {' or '.join(_METHODS[parameter.name])}"
-                f", got --method {method.value}."
+                f"{parameter.opts[0]}: expected with --method {' or '.join(methods)}, "
+                f"got --method {method.value}."
             )
+    return given
 
 
 class _ManyValues(TyperCommand):
@@ -208,6 +214,9 @@ def separate(
         Path, typer.Option("--output", "-o", metavar="OUT", help="New folder for the results.")
     ],
     seed: Seed = 0,
+    fast: Annotated[
+        bool, typer.Option("--fast", help="Half the time or less: --restarts 2 --steps 48 --search greedy.")
+    ] = False,
     restarts: Annotated[
         int, typer.Option(metavar="R", min=1, help="Dictionaries to learn, the best of which is used.")
     ] = 4,
@@ -286,7 +295,7 @@ def separate(
     """
     from jaxsep.audio import OutputFolder, read_audio
 
-    _check_options(context, method)
+    given = _given_options(context, method)
     check_outside(output, mixture, dictionary, checkpoint, *reference)
     audio = _audio_format(audio_format, bits)
     if reference and not report:
@@ -322,6 +331,9 @@ def separate(
                 share=share,
                 phase_iterations=phase_iterations,
             )
+            if fast:  # what is given all the same stays
+                changes = {name: x for name, x in PursuitSettings.FAST.items() if name not in given}
+                settings = dataclasses.replace(settings, **changes)
             run = pursuit.separate
         known = None if dictionary is None else Dictionary.load(dictionary)
         separation = run(

@@ -241,6 +241,7 @@ def test_every_benchmark_has_a_command():
     app = importlib.import_module("benchmarks.__main__").app
     shown = CliRunner().invoke(app, ["--help"])
     assert shown.exit_code == 0
-    for name in ("fidelity", "speed", "artificial", "corpus", "selection", "ablation", "blasso", "notes"):
+    names = ("fidelity", "speed", "artificial", "corpus", "selection", "settings", "ablation", "blasso")
+    for name in (*names, "neural", "notes", "tradeoff"):
         assert name in shown.output
         assert "--quick" in CliRunner().invoke(app, [name, "--help"]).output

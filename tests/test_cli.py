@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import dataclasses
 import io
 import json
 import os
@@ -150,6 +151,25 @@ class TestSeparate:
         assert code == 0
         assert getattr(quick[0][3], name) == value != getattr(PursuitSettings(), name)
         assert json.loads(out)["settings"][name] == value
+
+    def test_the_fast_preset_leaves_what_is_given(self, workplace, quick):
+        run("separate", "mix.wav", "-n", 2, "-o", "out", "--fast", "--no-cache")
+        run(
+            "separate",
+            "mix.wav",
+            "-n",
+            2,
+            "-o",
+            "other",
+            "--fast",
+            "--restarts",
+            4,
+            "--hop",
+            768,
+            "--no-cache",
+        )
+        assert quick[0][3] == PursuitSettings.fast() != PursuitSettings()
+        assert quick[1][3] == dataclasses.replace(PursuitSettings.fast(), restarts=4, hop=768)
 
     def test_seed_and_dictionary(self, workplace, quick):
         synthetic_separation().dictionary.save("known.npz")

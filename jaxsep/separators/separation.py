@@ -1,6 +1,7 @@
 """What a separation is asked to do, and what it returns."""
 
 import dataclasses
+from typing import Any, ClassVar
 
 import equinox as eqx
 import numpy as np
@@ -21,7 +22,7 @@ _MAX_INSTRUMENTS = 16
 
 @dataclasses.dataclass(frozen=True)
 class PursuitSettings:
-    """Options of the separation; every value is a JSON scalar.
+    """Options of the separation; every value is a JSON scalar. `PursuitSettings.fast()` is a quick preset.
 
     Arguments:
         method: what finds the tones of each frame by itself: `"pursuit"` (P1), or `"blasso"`, the Beurling
@@ -42,6 +43,9 @@ class PursuitSettings:
         phase_iterations: Griffin–Lim iterations; 1 takes the mixture's phase.
     """
 
+    #: What the quick preset changes.
+    FAST: ClassVar[dict[str, Any]] = {"restarts": 2, "steps": 48, "search": "greedy"}
+
     method: str = "pursuit"
     alpha: float = 0.3
     hop: int = 512
@@ -55,6 +59,11 @@ class PursuitSettings:
     masking: bool = True
     share: float = 1e-4
     phase_iterations: int = 1
+
+    @classmethod
+    def fast(cls) -> "PursuitSettings":
+        """Fewer and shorter restarts, and P1's greedy selection: half a minute of music in half a minute."""
+        return cls(**cls.FAST)
 
     def __post_init__(self):
         for name in ("hop", "tones_per_instrument", "restarts", "steps", "batch", "phase_iterations"):
