@@ -105,14 +105,18 @@ def separate(
 
 def _learner(pursuit, num_instruments, settings):
     # The dictionary averages over many frames: tones need not be exact to teach it.
-    quick = eqx.tree_at(lambda p: p.solver.tolerance, pursuit, 1e-4)
     return DictionaryLearner(
-        quick,
+        _with_tolerance(pursuit, 1e-4),
         num_instruments,
         batch=settings.batch,
         calls=-(-2 * settings.steps // 3),
         polish=settings.steps // 3,
     )
+
+
+def _with_tolerance(pursuit, tolerance):
+    # An array: one compiled program for every tolerance.
+    return eqx.tree_at(lambda p: p.solver.tolerance, pursuit, jnp.asarray(tolerance, jnp.float32))
 
 
 def _spectra(mono, stft, axis, settings, progress):
@@ -128,14 +132,19 @@ def _spectra(mono, stft, axis, settings, progress):
 def _decompose(pursuit, spectra, dictionaries, settings, voices, learned, progress):
     """Tones, harmonics, and how sure they are, by the method in the settings."""
     spans = tuple(sorted({max(1, round(seconds * ANALYSIS_RATE / settings.hop)) for seconds in _SPANS}))
-    quick = eqx.tree_at(lambda p: p.solver.tolerance, pursuit, 1e-4)
+    quick = _with_tolerance(pursuit, 1e-4)
     find = pursue
     if settings.method == "blasso":
         find = functools.partial(blasso.decompose, alpha=settings.alpha)
     name = "finding the tones"
     if settings.search == "greedy":
         with progress.stage(name, -(-spectra.shape[0] // CHUNK)):
-            found = find(pursuit, spectra, dictionaries[0], lambda: progress.advance(name))
+            found = find(
+                _with_tolerance(pursuit, pursuit.solver.tolerance),
+                spectra,
+                dictionaries[0],
+                lambda: progress.advance(name),
+            )
         return _unsearched(found, dictionaries[0])
     # A given dictionary is used as it is.
     alternation = Alternation(voices, settings.rounds, spans=spans, learn=learned)
