@@ -2,7 +2,18 @@
 
 import typer
 
-from benchmarks import ablation, artificial, blasso, corpus, fidelity, selection, settings, speed
+from benchmarks import (
+    ablation,
+    artificial,
+    blasso,
+    corpus,
+    fidelity,
+    gradients,
+    selection,
+    settings,
+    speed,
+    training,
+)
 
 app = typer.Typer(
     help="Benchmarks of jaxsep. Each prints Markdown tables and writes JSON to benchmarks/results.",
@@ -10,7 +21,18 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-for module in (fidelity, speed, artificial, corpus, selection, settings, ablation, blasso):
+for module in (
+    fidelity,
+    speed,
+    artificial,
+    corpus,
+    selection,
+    settings,
+    ablation,
+    blasso,
+    gradients,
+    training,
+):
     app.command(module.__name__.rpartition(".")[2])(module.main)
 
 if __name__ == "__main__":

@@ -114,7 +114,8 @@ def _known(value, arguments, *, function):
 @_known.def_jvp
 def _known_jvp(primals, tangents, *, function):
     (value, arguments), (_, changes) = primals, tangents
-    return value, eqx.filter_jvp(function, arguments, changes)[1]
+    # Called again, so that the value has its derivatives when the rule itself is differentiated.
+    return _known(value, arguments, function=function), eqx.filter_jvp(function, arguments, changes)[1]
 
 
 @eqx.filter_custom_jvp
@@ -125,6 +126,8 @@ def _implicit(problem, solution, data):
 @_implicit.def_jvp
 def _implicit_jvp(primals, tangents):
     (problem, solution, data), (d_problem, _, d_data) = primals, tangents
+    # Called again, so that the solution moves when the rule itself is differentiated.
+    solution = _implicit(problem, solution, data)
 
     def frame(inputs):
         x, data, d_data = inputs
