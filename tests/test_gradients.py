@@ -18,6 +18,7 @@ from jaxsep.blasso.proximal import BeurlingLasso
 from jaxsep.blasso.support import support
 from jaxsep.pursuit.adjoint import Implicit, Problem, Unrolled
 from jaxsep.pursuit.lifting import LiftedLoss, power
+from jaxsep.pursuit.peaks import PeakPursuit
 from jaxsep.pursuit.refinement import LevenbergMarquardt, refine
 from jaxsep.pursuit.tone_pursuit import TonePursuit
 from jaxsep.separators.separator import PursuitSeparator
@@ -124,7 +125,7 @@ def test_impossible_number_of_steps():
 def recordings(num_frames=NUM_PROBLEMS):
     """Noisy duets, their directions of change, and tones near the true ones; float64."""
     rng = np.random.default_rng(0)
-    frames = duets(num_frames, seed=7, widths=(0.9, 1.2), inharmonicity=0.6 * MAX_INHARMONICITY)
+    frames = duets(num_frames, seed=7, widths=(0.75, 1.2), inharmonicity=0.05 * MAX_INHARMONICITY)
     clean = np.stack([render_notes(notes) for notes in frames])
     spectra = np.abs(clean * (1 + 0.05 * rng.standard_normal(clean.shape)))
     rows = np.array(DICTIONARY)
@@ -231,7 +232,7 @@ def test_tones_move_as_finite_differences_say(method, x64):
     same &= jnp.all(ends[0][2].instrument == ends[1][2].instrument, axis=1)
     same &= jnp.all(jnp.array([held(e[2]) == held(tones) for e in ends]), axis=(0, 1, 3))
     assert jnp.sum(same) >= LEAST
-    assert jnp.any(held(tones))  # bounds that are active are among them
+    assert jnp.sum(held(tones)) >= 5  # bounds that are active are among them
     expected = (ends[0][0] - ends[1][0]) / (2 * STEP)
     error = jnp.linalg.norm(unknowns_change(moved) - expected, axis=1)
     assert jnp.max(jnp.where(same, error / jnp.linalg.norm(expected, axis=1), 0)) <= 1e-5
@@ -426,6 +427,14 @@ def mixtures():
     return signals, CHORDS, (*changes, rng.standard_normal(count))
 
 
+def in_order(spikes):
+    """Spikes by position, the free slots last, in which position and pattern mean nothing."""
+    order = jnp.argsort(jnp.where(spikes.active, spikes.position, jnp.inf))
+    spikes = jax.tree.map(lambda x: x[order], spikes)
+    blank = jnp.where(spikes.active, spikes.position, 0), jnp.where(spikes.active, spikes.pattern, 0)
+    return eqx.tree_at(lambda s: (s.position, s.pattern), spikes, blank)
+
+
 def decomposer(adjoint, proximal_steps=0):
     """Sources, dual point, measures and primal value, as a function of signals, dictionary and α."""
     # With no tolerance, the descent goes on until rounding ends it.
@@ -434,10 +443,9 @@ def decomposer(adjoint, proximal_steps=0):
     def find(signals, rows, alpha):
         patterns = Patterns.from_dictionary(rows, SHORT, oversampling=10)
         found = lasso(patterns, signals, alpha)
-        # The position of a free slot means nothing.
-        position = jnp.where(found.spikes.active, found.spikes.position, 0)
-        parts = found.sources, found.point, found.spikes.amplitude, position, found.certificate.primal
-        return *parts, found.spikes
+        spikes = jax.vmap(in_order)(found.spikes)
+        measures = spikes.amplitude, spikes.position
+        return found.sources, found.point, *measures, found.certificate.primal, spikes
 
     return find
 
@@ -578,6 +586,7 @@ def separator(dtype, adjoint=Implicit()):
         jnp.asarray(DICTIONARY, dtype),
         share=jnp.asarray(1e-3, dtype),
         pursuit=TonePursuit(OBJECTIVE, solver=solver),
+        peaks=PeakPursuit(floor=1e-2),  # faint peaks come and go, and the stems jump with them
         stft=GaussianSTFT(window_std=128, hop=256),
         sample_rate=RATE,
     )

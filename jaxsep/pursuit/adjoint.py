@@ -165,5 +165,5 @@ def _solve(
 
     # Differentiated again, the solution of the system counts and not its eigenvalues, which may coincide.
     apply = lambda x: jnp.matmul(matrix, x, precision="highest")
-    masked = jnp.where(free, scale * right, 0)
-    return scale * jax.lax.custom_linear_solve(apply, masked, solve, symmetric=True)
+    solution = jax.lax.custom_linear_solve(apply, jnp.where(free, scale * right, 0), solve, symmetric=True)
+    return jnp.where(free, scale * solution, 0)  # exactly 0, which eigenvectors are not to rounding
