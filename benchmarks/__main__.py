@@ -8,12 +8,14 @@ from benchmarks import (
     blasso,
     corpus,
     fidelity,
+    gradients,
     neural,
     notes,
     selection,
     settings,
     speed,
     tradeoff,
+    training,
 )
 
 app = typer.Typer(
@@ -30,10 +32,12 @@ for module in (
     selection,
     settings,
     ablation,
+    tradeoff,
     blasso,
     neural,
     notes,
-    tradeoff,
+    gradients,
+    training,
 ):
     app.command(module.__name__.rpartition(".")[2])(module.main)
 

@@ -242,6 +242,6 @@ def test_every_benchmark_has_a_command():
     shown = CliRunner().invoke(app, ["--help"])
     assert shown.exit_code == 0
     names = ("fidelity", "speed", "artificial", "corpus", "selection", "settings", "ablation", "blasso")
-    for name in (*names, "neural", "notes", "tradeoff"):
+    for name in (*names, "gradients", "neural", "notes", "tradeoff", "training"):
         assert name in shown.output
         assert "--quick" in CliRunner().invoke(app, [name, "--help"]).output

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from benchmarks import scipy_baseline as baseline
-from jaxsep.pursuit.peaks import PeakPursuit, Peaks, map_frames
+from jaxsep.pursuit.lanes import map_frames
+from jaxsep.pursuit.peaks import PeakPursuit, Peaks
 from jaxsep.signal.log_frequency import log_frequency_spectrogram, log_frequency_spectrum
 from jaxsep.tones.axes import LinearAxis, LogAxis
 from jaxsep.tones.tones import SINUSOID_WIDTH

@@ -11,7 +11,8 @@ import pytest
 from benchmarks import scipy_baseline as baseline
 from jaxsep.pursuit import banded
 from jaxsep.pursuit import peaks as peaks_module
-from jaxsep.pursuit.peaks import PeakOutcome, PeakPursuit, Peaks, map_frames, render_peaks
+from jaxsep.pursuit.lanes import map_frames
+from jaxsep.pursuit.peaks import PeakOutcome, PeakPursuit, Peaks, render_peaks
 from jaxsep.tones.axes import LinearAxis
 from jaxsep.tones.tones import width_bounds
 

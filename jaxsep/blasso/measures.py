@@ -6,8 +6,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxsep.blasso.patterns import Patterns
+from jaxsep.pursuit.adjoint import Adjoint, Problem, known
+from jaxsep.pursuit.lanes import map_frames
 
-__all__ = ["DAMPING", "Spikes", "slide", "synthesise"]
+__all__ = ["DAMPING", "SpikeFit", "Spikes", "differentiable", "slide", "synthesise"]
 
 #: Damping of a first Newton step, relative to each parameter's curvature.
 DAMPING = 1e-3
@@ -102,23 +104,7 @@ def slide(
         damping: of the first step, relative to each parameter's curvature.
     """
 
-    def evaluate(amplitude, position):
-        shape, slope, curve = patterns.atoms(position, spikes.pattern)
-        mass = spikes.sign * amplitude
-        residual = target - mass @ shape
-        columns = jnp.concatenate([spikes.sign[:, None] * shape, mass[:, None] * slope])
-        hessian = jnp.matmul(columns, columns.T, precision="highest")
-        bend = jnp.maximum(-mass * (curve @ residual), 0)
-        loss = 0.5 * residual @ residual + bound * jnp.sum(amplitude)
-        price = jnp.concatenate([jnp.full_like(amplitude, bound), jnp.zeros_like(amplitude)])
-        return _Point(
-            amplitude=amplitude,
-            position=position,
-            loss=loss,
-            residual=residual,
-            gradient=price - columns @ residual,
-            hessian=hessian + jnp.diag(jnp.concatenate([jnp.zeros_like(bend), bend])),
-        )
+    evaluate = lambda *x: _evaluate(patterns, target, bound, spikes.pattern, spikes.sign, *x)
 
     def slope(point):
         return jnp.sum(jnp.where(_free(patterns, point, spikes.active), point.gradient, 0) ** 2)
@@ -149,6 +135,25 @@ def slide(
     found = Spikes(jnp.where(active, last.amplitude, 0), last.position, spikes.pattern, spikes.sign, active)
     decrease = (start.loss - last.loss) / jnp.maximum(last.loss, tiny)
     return Descended(found, last.residual, decrease, jnp.minimum(damping, _MAX_DAMPING))
+
+
+def _evaluate(patterns, target, bound, pattern, sign, amplitude, position) -> _Point:
+    shape, slope, curve = patterns.atoms(position, pattern)
+    mass = sign * amplitude
+    residual = target - mass @ shape
+    columns = jnp.concatenate([sign[:, None] * shape, mass[:, None] * slope])
+    hessian = jnp.matmul(columns, columns.T, precision="highest")
+    bend = jnp.maximum(-mass * (curve @ residual), 0)
+    loss = 0.5 * residual @ residual + bound * jnp.sum(amplitude)
+    price = jnp.concatenate([jnp.full_like(amplitude, bound), jnp.zeros_like(amplitude)])
+    return _Point(
+        amplitude=amplitude,
+        position=position,
+        loss=loss,
+        residual=residual,
+        gradient=price - columns @ residual,
+        hessian=hessian + jnp.diag(jnp.concatenate([jnp.zeros_like(bend), bend])),
+    )
 
 
 def _free(patterns, point, active):
@@ -187,3 +192,73 @@ def _propose(patterns, here, active, damping):
     step = jnp.concatenate([amplitude - here.amplitude, move])
     predicted = -(here.gradient @ step + 0.5 * step @ here.hessian @ step)
     return amplitude, patterns.within(here.position + move), predicted
+
+
+class SpikeFit(Problem):
+    """The descent of `slide` over (amplitudes, positions), with derivatives of its own.
+
+    Data are the target b, the bound λ, and the pattern and sign of each spike with whether it is active.
+    """
+
+    patterns: Patterns
+
+    def loss(self, x, data):
+        """`½‖b - Σ_j a_j s_j ψ(· - x_j)‖² + λ Σ_j a_j`."""
+        (amplitude, _), (_, bound, _, _, active) = x, data
+        residual = self.residual(x, data)
+        return 0.5 * residual @ residual + bound * jnp.sum(jnp.where(active, amplitude, 0))
+
+    def residual(self, x, data):
+        """`b - Σ_j a_j s_j ψ(· - x_j)`."""
+        (amplitude, position), (target, _, pattern, sign, active) = x, data
+        mass = jnp.where(active, sign * amplitude, 0)
+        shapes = self.patterns.atoms(position, pattern)[0]
+        return target - jnp.matmul(mass, shapes, precision="highest")
+
+    def free(self, x, data):
+        """Parameters that the descent would move."""
+        point, active = self._evaluate(x, data), data[-1]
+        free = _free(self.patterns, point, active) & (jnp.diagonal(point.hessian) > 0)
+        return free[: active.size], free[active.size :]
+
+    def step(self, x, data):
+        """A projected Newton step."""
+        point = self._evaluate(x, data)
+        damping = jnp.asarray(4 * jnp.finfo(point.loss.dtype).eps, point.loss.dtype)
+        return _propose(self.patterns, point, data[-1], damping)[:2]
+
+    def hessian(self, x, data):
+        """All second derivatives, from those of the patterns."""
+        (amplitude, position), (_, _, pattern, sign, active) = x, data
+        _, slope, curve = self.patterns.atoms(position, pattern)
+        point, mass = self._evaluate(x, data), jnp.where(active, sign * amplitude, 0)
+        size = amplitude.size
+        # `_evaluate` leaves out what vanishes at the optimum, and what may be negative away from it.
+        mixed = -jnp.diag(sign * (slope @ point.residual))
+        bend = -mass * (curve @ point.residual)
+        missing = jnp.diag(bend - jnp.maximum(bend, 0))
+        return point.hessian + jnp.block([[jnp.zeros((size, size), bend.dtype), mixed], [mixed, missing]])
+
+    def _evaluate(self, x, data):
+        (amplitude, position), (target, bound, pattern, sign, active) = x, data
+        amplitude = jnp.where(active, amplitude, 0)
+        return _evaluate(self.patterns, target, bound, pattern, sign, amplitude, position)
+
+
+def differentiable(
+    spikes: Spikes,
+    residual: Float[Array, "frames bins"],
+    patterns: Patterns,
+    targets: Float[Array, "frames bins"],
+    bound: Float[Array, " frames"],
+    adjoint: Adjoint,
+) -> tuple[Spikes, Float[Array, "frames bins"]]:
+    """Spikes at a minimum of `slide`, and the residual there, with derivatives by what follows them."""
+    fit = SpikeFit(patterns)
+    data = targets, bound, spikes.pattern, spikes.sign, spikes.active
+    found = adjoint(fit, (spikes.amplitude, spikes.position), data)
+    return Spikes(*found, *data[2:]), known(residual, _residuals, fit, found, data)
+
+
+def _residuals(fit, x, data):
+    return map_frames(lambda frame: fit.residual(*frame), (x, data))

@@ -125,7 +125,7 @@ class Patterns(eqx.Module):
             return power(jnp.einsum("ih,hj->ij", harmonics, gaussians), lift)
 
         patterns = _tabulate(shape, axis.num_bins, (-reach, last), None, False, oversampling, dtype)
-        norm = jnp.sqrt(jnp.sum(patterns.table[:, 0] ** 2, axis=1))
+        norm = power(jnp.sum(patterns.table[:, 0] ** 2, axis=1), 0.5)
         divisor = jnp.where(norm > 0, norm, 1)
         return eqx.tree_at(
             lambda p: (p.table, p.transforms, p.scale),

@@ -6,8 +6,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxsep.blasso.certificate import Certificate, certify
-from jaxsep.blasso.measures import DAMPING, Spikes, slide
+from jaxsep.blasso.measures import DAMPING, Spikes, differentiable, slide
 from jaxsep.blasso.patterns import Patterns, Peaks
+from jaxsep.pursuit.adjoint import Adjoint, Implicit, freeze, known
 from jaxsep.pursuit.lanes import default_lanes, queue, run_lanes
 
 __all__ = ["Exchange", "Projected", "Projection", "ProjectionOutcome", "check_input", "outcome_of_input"]
@@ -86,6 +87,10 @@ class Projection(eqx.Module):
     Signals run side by side in lanes that never wait for each other, with few slots first; those that need
     more go on with all.
 
+    Point, spikes and primal value can be differentiated by patterns, signals and bound, with the set of
+    spikes held fixed (see `Adjoint`). By the tolerance and the start the derivative is 0. Gap and scale tell
+    how exact a result is and have no derivative.
+
     Arguments:
         signed: bounds the modulus instead, for measures with a sign.
         max_spikes: slots for multipliers.
@@ -95,6 +100,7 @@ class Projection(eqx.Module):
         num_slides: Newton steps in one step.
         max_steps: at most.
         num_lanes: signals iterated at once (default: what suits the platform).
+        adjoint: how the solution is differentiated, `Implicit()` or `Unrolled()`.
     """
 
     signed: bool = eqx.field(static=True, default=False)
@@ -104,6 +110,7 @@ class Projection(eqx.Module):
     num_slides: int = eqx.field(static=True, default=4)
     max_steps: int = eqx.field(static=True, default=100)
     num_lanes: int | None = eqx.field(static=True, default=None)
+    adjoint: Adjoint = Implicit()
 
     def __check_init__(self):
         for name in ("max_spikes", "num_candidates", "num_slides", "max_steps"):
@@ -133,10 +140,16 @@ class Projection(eqx.Module):
         signals, bound, verdict = check_input(patterns, signals, bound)
         valid = verdict == _ACCEPTED
         start = Spikes.empty((signals.shape[0], 1), signals.dtype) if start is None else start
-        state = self._solve(patterns, signals, bound, _resize(_compact(start), self.max_spikes), valid)
-        outcome = jax.vmap(lambda s, v: outcome_of_input(v, self._outcome(s)))(state, verdict)
-        point = state.certificate.scale[:, None] * state.residual
-        return Projected(point, state.spikes, state.certificate, outcome, state.steps)
+        solver, *given = freeze((self, patterns, signals, bound, start))
+        state = solver._solve(*given, valid)
+        outcome = jax.vmap(lambda s, v: outcome_of_input(v, solver._outcome(s)))(state, verdict)
+        spikes, residual = differentiable(
+            state.spikes, state.residual, patterns, signals, bound, self.adjoint
+        )
+        primal = known(state.certificate.primal, _primal, residual, bound, spikes.amplitude)
+        certificate = eqx.tree_at(lambda c: c.primal, freeze(state.certificate), primal)
+        point = certificate.scale[:, None] * residual
+        return Projected(point, spikes, certificate, outcome, state.steps)
 
     def accuracy(self, dtype) -> Float[Array, ""]:
         """The tolerance in use."""
@@ -184,6 +197,7 @@ class Projection(eqx.Module):
 
     def _solve(self, patterns, signals, bound, start, valid) -> Exchange:
         num_frames = signals.shape[0]
+        start = _resize(_compact(start), self.max_spikes)
         lanes = default_lanes(num_frames) if self.num_lanes is None else min(self.num_lanes, num_frames)
         state = jax.vmap(self.begin)(signals, start)
         waiting = valid
@@ -272,6 +286,11 @@ def outcome_of_input(verdict: Int[Array, ""], outcome: ProjectionOutcome) -> Pro
     outcome = kinds.where(verdict == _PATTERN, kinds.invalid_pattern, outcome)
     outcome = kinds.where(verdict == _BOUND, kinds.invalid_bound, outcome)
     return kinds.where(verdict == _SIGNAL, kinds.invalid_signal, outcome)
+
+
+def _primal(residual, bound, amplitude):
+    """Values of the dual problem."""
+    return 0.5 * jnp.sum(residual**2, axis=1) + bound * jnp.sum(amplitude, axis=1)
 
 
 def _insert(spikes: Spikes, candidates: Spikes):

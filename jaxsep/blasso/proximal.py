@@ -14,6 +14,7 @@ from jaxsep.blasso.projection import (
     ProjectionOutcome,
     check_input,
 )
+from jaxsep.pursuit.adjoint import freeze
 from jaxsep.pursuit.lanes import default_lanes, queue, run_lanes
 
 __all__ = ["BeurlingLasso", "Decomposition", "Descent"]
@@ -69,6 +70,8 @@ class BeurlingLasso(eqx.Module):
     has not certified, that one projection finishes, from the spikes found so far. With `proximal_steps=0` it
     does everything, with the same result many times as fast.
 
+    Whatever found it, the result is differentiated as that projection is.
+
     Arguments:
         projection: how to project; its tolerance is that of the relative gap.
         proximal_steps: iterations at most.
@@ -106,7 +109,8 @@ class BeurlingLasso(eqx.Module):
         num_frames = signals.shape[0]
         used = jnp.zeros(num_frames, jnp.int32)
         if self.proximal_steps:
-            start, used = self._descend(patterns, harmless, bound, start, verdict == 0)
+            solver, *given = freeze((self, patterns, harmless, bound, start))
+            start, used = solver._descend(*given, verdict == 0)
         found = self.projection(patterns, signals, alpha, start)
         sources = jax.lax.map(lambda spikes: synthesise(patterns, spikes), found.spikes)
         return Decomposition(

@@ -4,8 +4,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxsep.blasso.measures import Spikes, slide
+from jaxsep.blasso.measures import Spikes, differentiable, slide
 from jaxsep.blasso.patterns import Patterns
+from jaxsep.pursuit.adjoint import Adjoint, Implicit, freeze
 from jaxsep.pursuit.lifting import power
 from jaxsep.tones.tones import SINUSOID_WIDTH, Tones
 
@@ -16,7 +17,12 @@ _STEPS = 30
 
 
 def support(
-    patterns: Patterns, signals: Float[Array, "frames bins"], spikes: Spikes, *, lift: float = 1.0
+    patterns: Patterns,
+    signals: Float[Array, "frames bins"],
+    spikes: Spikes,
+    *,
+    lift: float = 1.0,
+    adjoint: Adjoint = Implicit(),
 ) -> Tones:
     """Tones at the spikes: amplitudes by nonnegative least squares, with the positions refined locally.
 
@@ -28,17 +34,18 @@ def support(
         signals: b.
         spikes: nonnegative measures, `[frames, spikes]`.
         lift: q by which signals and patterns were lifted.
+        adjoint: how the fit is differentiated, by patterns and signals.
 
     Returns: `[frames, spikes]`; amplitudes refer to a dictionary's patterns as they were before the lift and
     the division by their norm.
     """
 
-    def fit(frame):
-        signal, start = frame
-        found = slide(patterns, signal, jnp.zeros((), signal.dtype), start, num_steps=_STEPS)
-        return spikes_as_tones(patterns, found.spikes, lift=lift)
-
-    return jax.lax.map(fit, (signals, spikes))
+    shapes, targets, start = freeze((patterns, signals, spikes))
+    free = jnp.zeros(signals.shape[0], signals.dtype)
+    fit = lambda frame: slide(shapes, *frame, num_steps=_STEPS)
+    found = jax.lax.map(fit, (targets, free, start))
+    fitted, _ = differentiable(found.spikes, found.residual, patterns, signals, free, adjoint)
+    return jax.vmap(lambda spikes: spikes_as_tones(patterns, spikes, lift=lift))(fitted)
 
 
 def spikes_as_tones(patterns: Patterns, spikes: Spikes, *, lift: float = 1.0) -> Tones:

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int, PyTree
 
-__all__ = ["default_lanes", "map_lanes", "queue", "run_lanes"]
+__all__ = ["default_lanes", "map_frames", "map_lanes", "queue", "run_lanes"]
 
 
 def default_lanes(num_problems: int) -> int:
@@ -87,6 +87,25 @@ def map_lanes(
         return jax.tree.map(lambda all_, one: all_.at[target].set(one, mode="drop"), results, values)
 
     return jax.lax.fori_loop(0, -(-count // num_lanes), block, results)
+
+
+def map_frames(function: Callable[[PyTree], PyTree], frames: PyTree) -> PyTree:
+    """`vmap` of a function over the first axis of its argument, in blocks that suit the platform.
+
+    Temporaries are those of one block, whatever the number of frames.
+    """
+    num_frames = jax.tree.leaves(frames)[0].shape[0]
+    size = default_lanes(num_frames)
+    if size in (0, num_frames):
+        return jax.vmap(function)(frames)
+    blocks = -(-num_frames // size)
+
+    def split(x):
+        padded = jnp.pad(x, [(0, blocks * size - num_frames)] + [(0, 0)] * (x.ndim - 1))
+        return padded.reshape(blocks, size, *x.shape[1:])
+
+    join = lambda x: x.reshape(blocks * size, *x.shape[2:])[:num_frames]
+    return jax.tree.map(join, jax.lax.map(jax.vmap(function), jax.tree.map(split, frames)))
 
 
 def queue(mask: Bool[Array, " problems"]) -> tuple[Int[Array, " problems"], Int[Array, ""]]:

@@ -1,5 +1,7 @@
 """The lifted least-squares loss of tones on the logarithmic axis, and its Gauss–Newton model."""
 
+from functools import partial
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -78,8 +80,12 @@ class LiftedLoss(eqx.Module):
         return 0.5 * jnp.sum(residual**2), gram[:, :-1], gram[:, -1]
 
 
+@partial(jax.custom_jvp, nondiff_argnums=(1,))
 def power(x: Float[Array, "*shape"], exponent: float) -> Float[Array, "*shape"]:
-    """`x^exponent` for x ≥ 0, without the cost of a general power where it is not needed."""
+    """`x^exponent` for x ≥ 0, without the cost of a general power where it is not needed.
+
+    The derivative at 0 is 0 for any exponent but 1: silence has finite gradients.
+    """
     if exponent == 1.0:
         return x
     if exponent == 0.5:
@@ -87,6 +93,19 @@ def power(x: Float[Array, "*shape"], exponent: float) -> Float[Array, "*shape"]:
     if exponent == 2.0:
         return x * x
     return x**exponent
+
+
+@power.defjvp
+def _power_jvp(exponent, primals, tangents):
+    (x,), (change,) = primals, tangents
+    if exponent == 1.0:
+        return x, change
+    if exponent == 2.0:
+        return x * x, 2 * x * change
+    value, positive = power(x, exponent), x > 0
+    safe = jnp.where(positive, x, 1)
+    root = power(safe, exponent)  # its own derivative has to be safe as well
+    return value, jnp.where(positive, exponent * root / safe, 0) * change
 
 
 def _unit_partials(axis, theta, harmonics):

@@ -1,19 +1,17 @@
 """Peak pursuit: a magnitude spectrum as a sum of single Gaussians (P1)."""
 
-from collections.abc import Callable
-
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, PyTree
+from jaxtyping import Array, Bool, Float, Int
 
 from jaxsep.pursuit.banded import PeakFit, refine_peaks
-from jaxsep.pursuit.lanes import default_lanes
+from jaxsep.pursuit.lanes import map_frames
 from jaxsep.tones.axes import LinearAxis, LogAxis
 from jaxsep.tones.rendering import render
 from jaxsep.tones.tones import SINUSOID_WIDTH, Tones, width_bounds
 
-__all__ = ["PeakOutcome", "PeakPursuit", "PeakPursuitResult", "Peaks", "map_frames", "render_peaks"]
+__all__ = ["PeakOutcome", "PeakPursuit", "PeakPursuitResult", "Peaks", "render_peaks"]
 
 #: Halvings of the interval, in decibels, of the amplitude below which peaks are left out.
 _BISECTIONS = 20
@@ -176,25 +174,6 @@ class PeakPursuit(eqx.Module):
             num_rounds=progress.num_rounds + kept,
             num_steps=progress.num_steps + jnp.where(kept, fit.num_steps, 0),
         )
-
-
-def map_frames(function: Callable[[PyTree], PyTree], frames: PyTree) -> PyTree:
-    """`vmap` of a function over the first axis of its argument, in blocks that suit the platform.
-
-    Temporaries are those of one block, whatever the number of frames.
-    """
-    num_frames = jax.tree.leaves(frames)[0].shape[0]
-    size = default_lanes(num_frames)
-    if size in (0, num_frames):
-        return jax.vmap(function)(frames)
-    blocks = -(-num_frames // size)
-
-    def split(x):
-        padded = jnp.pad(x, [(0, blocks * size - num_frames)] + [(0, 0)] * (x.ndim - 1))
-        return padded.reshape(blocks, size, *x.shape[1:])
-
-    join = lambda x: x.reshape(blocks * size, *x.shape[2:])[:num_frames]
-    return jax.tree.map(join, jax.lax.map(jax.vmap(function), jax.tree.map(split, frames)))
 
 
 class _Progress(eqx.Module):

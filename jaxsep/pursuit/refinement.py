@@ -5,11 +5,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxsep.pursuit.lanes import default_lanes, queue, run_lanes
+from jaxsep.pursuit.adjoint import Adjoint, Implicit, Problem, freeze, known
+from jaxsep.pursuit.lanes import default_lanes, map_frames, queue, run_lanes
 from jaxsep.pursuit.lifting import LiftedLoss, power
 from jaxsep.tones.tones import MAX_INHARMONICITY, Tones, width_bounds
 
-__all__ = ["LevenbergMarquardt", "Refined", "pack", "refine", "unpack"]
+__all__ = ["LevenbergMarquardt", "Refined", "ToneFit", "minimise", "pack", "refine", "unpack"]
 
 _MAX_DAMPING = 1e8
 
@@ -34,11 +35,14 @@ class LevenbergMarquardt(eqx.Module):
         tolerance: relative decrease of the loss at which a minimisation ends.
         damping: λ of the first step; a smaller one can jump to another basin.
         max_steps: evaluations of one minimisation at most.
+        adjoint: how the minimum is differentiated, `Implicit()` or `Unrolled()`. Tolerance and damping have
+            the derivative 0.
     """
 
     tolerance: float | Float[Array, ""] = 1e-5
     damping: float | Float[Array, ""] = 1.0
     max_steps: int = eqx.field(static=True, default=60)
+    adjoint: Adjoint = Implicit()
 
 
 class Descent(eqx.Module):
@@ -126,13 +130,20 @@ def step_descent(
     )
 
 
-def _propose(theta, hessian, gradient, active, damping):
+def _free(theta, hessian, gradient, active):
+    """Which parameters may move: not those at a bound with a gradient that points outwards."""
     lower, upper = _bounds(theta)
     here, low, high = theta.reshape(-1), lower.reshape(-1), upper.reshape(-1)
     held = ((here <= low) & (gradient > 0)) | ((here >= high) & (gradient < 0))
-    diagonal = jnp.diagonal(hessian)
     # A parameter without curvature (a tone of amplitude 0) cannot move.
-    free = jnp.repeat(active, 4) & ~held & (diagonal > 0)
+    return jnp.repeat(active, 4) & ~held & (jnp.diagonal(hessian) > 0)
+
+
+def _propose(theta, hessian, gradient, active, damping):
+    lower, upper = _bounds(theta)
+    here, low, high = theta.reshape(-1), lower.reshape(-1), upper.reshape(-1)
+    diagonal = jnp.diagonal(hessian)
+    free = _free(theta, hessian, gradient, active)
     system = jnp.where(free[:, None] & free, hessian, 0) + jnp.diag(jnp.where(free, damping * diagonal, 1))
     factor = jax.scipy.linalg.cho_factor(system)
     direction = jax.scipy.linalg.cho_solve(factor, jnp.where(free, -gradient, 0))
@@ -152,10 +163,13 @@ def _bounds(theta):
 
 def pack(tones: Tones, lift: float) -> Float[Array, "*frames tones 4"]:
     """Parameters of the solver: (a^q, fundamental, width, inharmonicity), within their bounds."""
-    amplitude = power(jnp.where(tones.active, tones.amplitude, 0), lift)
-    theta = jnp.stack([amplitude, tones.fundamental, tones.width, tones.inharmonicity], axis=-1)
-    lower, upper = _bounds(theta)
-    return jnp.clip(theta, lower, upper)
+    theta = _stack(tones.amplitude, tones.fundamental, tones.width, tones.inharmonicity, tones.active, lift)
+    return jnp.clip(theta, *_bounds(theta))
+
+
+def _stack(amplitude, fundamental, width, inharmonicity, active, lift):
+    lifted = power(jnp.where(active, amplitude, 0), lift)
+    return jnp.stack([lifted, fundamental, width, inharmonicity], axis=-1)
 
 
 def unpack(
@@ -205,12 +219,15 @@ def refine(
 ) -> Refined:
     """Minimises the lifted loss of every frame over the parameters of its tones (P1, sparse pursuit).
 
+    The tones and their loss can be differentiated by the spectra and the dictionary (see `Adjoint`). They do
+    not depend on where the descent began: by the starting point the derivative is 0.
+
     Arguments:
         spectra: nonnegative, peak about 1.
         tones: the starting point, `[frames, tones]`.
         dictionary: relative amplitudes of the harmonics.
         objective: the lifted loss and its axis.
-        solver: how to minimise.
+        solver: how to minimise, and to differentiate.
         tones_per_instrument: if given, tones beyond so many per instrument are dropped at the minimum, the
             quietest first, and the rest is refined again.
         frames: which frames to refine; the others keep their tones, with infinite loss.
@@ -220,6 +237,34 @@ def refine(
     Returns: tones at which the loss is not above that of the start (of what pruning left, if it took
     tones away), the loss, and the number of evaluations.
     """
+    found = minimise(
+        *freeze((spectra, tones, dictionary, objective)),
+        solver=freeze(solver),
+        tones_per_instrument=tones_per_instrument,
+        frames=frames,
+        goal=freeze(goal),
+        num_lanes=num_lanes,
+    )
+    moving = found.tones.active if frames is None else found.tones.active & frames[:, None]
+    tones, loss = differentiable(
+        found.tones, found.loss, moving, spectra, dictionary, objective, solver.adjoint
+    )
+    return Refined(tones, loss, found.steps)
+
+
+def minimise(
+    spectra: Float[Array, "frames bins"],
+    tones: Tones,
+    dictionary: Float[Array, "instruments harmonics"],
+    objective: LiftedLoss,
+    *,
+    solver: LevenbergMarquardt = LevenbergMarquardt(),
+    tones_per_instrument: int | None = None,
+    frames: Bool[Array, " frames"] | None = None,
+    goal: Float[Array, " frames"] | None = None,
+    num_lanes: int | None = None,
+) -> Refined:
+    """What `refine` does, without derivatives; arguments as there."""
     num_frames = spectra.shape[0]
     target = objective.lifted(spectra)
     theta = pack(tones, objective.lift)
@@ -274,3 +319,73 @@ def refine(
 
 #: A descent above its goal that gains less than this per step is given up.
 _HOPELESS = 3e-3
+
+
+class ToneFit(Problem):
+    """Least squares of one frame over (amplitudes, fundamentals, widths, inharmonicities) of its tones.
+
+    Data are the spectrum, the instrument of each tone, which of them are active, and which may move.
+    """
+
+    objective: LiftedLoss
+    dictionary: Float[Array, "instruments harmonics"]
+
+    def loss(self, x, data):
+        """The lifted loss."""
+        spectrum, instrument, active, _ = data
+        theta = _stack(*x, active, self.objective.lift)
+        model = self.objective.model(theta, self.dictionary[instrument])
+        return 0.5 * jnp.sum((self.objective.lifted(model) - self.objective.lifted(spectrum)) ** 2)
+
+    def free(self, x, data):
+        """Parameters that the solver would move."""
+        theta, hessian, gradient = self._normal_equations(x, data)
+        return _columns(_free(theta, hessian, gradient, data[3]).reshape(theta.shape))
+
+    def step(self, x, data):
+        """A Gauss–Newton step."""
+        theta, hessian, gradient = self._normal_equations(x, data)
+        theta = _propose(theta, hessian, gradient, data[3], 4 * jnp.finfo(theta.dtype).eps)[0]
+        amplitude, *others = _columns(theta)
+        return power(amplitude, 1 / self.objective.lift), *others
+
+    def _normal_equations(self, x, data):
+        spectrum, instrument, active, _ = data
+        theta = _stack(*x, active, self.objective.lift)
+        target = self.objective.lifted(spectrum)
+        return theta, *self.objective.normal_equations(theta, self.dictionary[instrument], target)[1:]
+
+
+def differentiable(
+    tones: Tones,
+    loss: Float[Array, " frames"],
+    moving: Bool[Array, "frames tones"],
+    spectra: Float[Array, "frames bins"],
+    dictionary: Float[Array, "instruments harmonics"],
+    objective: LiftedLoss,
+    adjoint: Adjoint,
+) -> tuple[Tones, Float[Array, " frames"]]:
+    """Tones at a minimum, and the loss there, with derivatives by spectra and dictionary.
+
+    Arguments:
+        tones: at a minimum of the lifted loss, `[frames, tones]`.
+        loss: the lifted loss at these tones.
+        moving: which of the tones depend on the spectra.
+        spectra: as `refine` has them, like what follows.
+        dictionary: relative amplitudes of the harmonics.
+        objective: the lifted loss and its axis.
+        adjoint: how to differentiate.
+    """
+    fit = ToneFit(objective, dictionary)
+    data = (spectra, tones.instrument, tones.active, moving)
+    found = tones.amplitude, tones.fundamental, tones.width, tones.inharmonicity
+    found = adjoint(fit, found, data)
+    return Tones(*found, tones.instrument, tones.active), known(loss, _losses, fit, found, data)
+
+
+def _losses(fit, x, data):
+    return map_frames(lambda frame: fit.loss(*frame), (x, data))
+
+
+def _columns(theta):
+    return tuple(theta[..., k] for k in range(theta.shape[-1]))

@@ -5,9 +5,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from jaxsep.pursuit.adjoint import freeze
 from jaxsep.pursuit.lanes import default_lanes, map_lanes, queue
 from jaxsep.pursuit.lifting import LiftedLoss
-from jaxsep.pursuit.refinement import LevenbergMarquardt, pack, refine
+from jaxsep.pursuit.refinement import LevenbergMarquardt, differentiable, minimise, pack
 from jaxsep.pursuit.selection import PatternBank, select
 from jaxsep.tones.tones import SINUSOID_WIDTH, Tones
 
@@ -50,6 +51,10 @@ class TonePursuit(eqx.Module):
     Frames run side by side in lanes that never wait for each other. In round k a frame has at most k tones,
     so early rounds evaluate few empty slots.
 
+    The result can be differentiated by spectra and dictionary, with the selected tones held fixed (see
+    `Adjoint`): it is a minimum of the loss over their parameters, however it was found. By `improvement` and
+    the solver's options the derivative is 0.
+
     Arguments:
         objective: the lifted loss and its axis.
         tones_per_instrument: tones that each instrument may play at a time, at least 1.
@@ -90,25 +95,30 @@ class TonePursuit(eqx.Module):
         valid = jnp.all(jnp.isfinite(spectra) & (spectra >= 0), axis=1)
         spectra = jnp.where(valid[:, None], spectra, 0)
         silent = jnp.max(spectra, axis=1) <= 0
-        state = self._begin(spectra, dictionary.shape[0], silent)
-        bank = PatternBank.build(dictionary, self.objective)
-        initial = state.loss
-        for size, rounds in _round_sizes(state.tones.capacity):
-            body = lambda _, state, size=size: self._round(state, spectra, dictionary, bank, size)
-            state = jax.lax.fori_loop(0, rounds, body, state)
-        outcome = jax.vmap(_outcome)(valid, silent, state.live)
-        return PursuitResult(state.tones, state.loss, initial, outcome, state.steps)
-
-    def _begin(self, spectra, num_instruments, silent):
-        num_frames = spectra.shape[0]
-        capacity = num_instruments * self.tones_per_instrument
         empty = self.objective.lifted(jnp.zeros((), spectra.dtype))
-        return _Progress(
-            tones=Tones.empty((num_frames, capacity), spectra.dtype),
-            loss=0.5 * jnp.sum((self.objective.lifted(spectra) - empty) ** 2, axis=1),
+        initial = 0.5 * jnp.sum((self.objective.lifted(spectra) - empty) ** 2, axis=1)
+        pursuit, *known = freeze((self, spectra, dictionary, initial))
+        state = pursuit._pursue(*known, silent)
+        found, adjoint = state.tones, self.solver.adjoint
+        tones, loss = differentiable(
+            found, state.loss, found.active, spectra, dictionary, self.objective, adjoint
+        )
+        outcome = jax.vmap(_outcome)(valid, silent, state.live)
+        return PursuitResult(tones, loss, initial, outcome, state.steps)
+
+    def _pursue(self, spectra, dictionary, loss, silent):
+        num_frames = spectra.shape[0]
+        state = _Progress(
+            tones=Tones.empty((num_frames, dictionary.shape[0] * self.tones_per_instrument), spectra.dtype),
+            loss=loss,
             live=~silent,
             steps=jnp.zeros(num_frames, jnp.int32),
         )
+        bank = PatternBank.build(dictionary, self.objective)
+        for size, rounds in _round_sizes(state.tones.capacity):
+            body = lambda _, state, size=size: self._round(state, spectra, dictionary, bank, size)
+            state = jax.lax.fori_loop(0, rounds, body, state)
+        return state
 
     def _round(self, state, spectra, dictionary, bank, size):
         capacity = state.tones.capacity
@@ -117,7 +127,7 @@ class TonePursuit(eqx.Module):
         live = state.live & (amplitude > 0)
         tones = _join(tones, amplitude, position, instrument)
         goal = self.improvement**2 * state.loss
-        refined = refine(
+        refined = minimise(
             spectra,
             tones,
             dictionary,

@@ -4,7 +4,8 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxsep.pursuit.peaks import PeakPursuit, Peaks, map_frames, render_peaks
+from jaxsep.pursuit.lanes import map_frames
+from jaxsep.pursuit.peaks import PeakPursuit, Peaks, render_peaks
 from jaxsep.tones.axes import LinearAxis, LogAxis
 from jaxsep.tones.tones import SINUSOID_WIDTH
 

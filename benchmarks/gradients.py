@@ -1,0 +1,132 @@
+"""Gradients through the solvers: time and memory of the implicit and of the unrolled adjoint."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from benchmarks.artificial import parts, random_tones
+from benchmarks.common import describe, environment, markdown_table, measure, write_json
+from jaxsep.blasso.certificate import alpha_max
+from jaxsep.blasso.patterns import Patterns
+from jaxsep.blasso.projection import Projection
+from jaxsep.blasso.proximal import BeurlingLasso
+from jaxsep.pursuit.adjoint import Adjoint, Implicit, Unrolled
+from jaxsep.pursuit.lifting import power
+from jaxsep.pursuit.refinement import LevenbergMarquardt
+from jaxsep.pursuit.tone_pursuit import TonePursuit
+from jaxsep.tones.axes import LogAxis
+from jaxsep.tones.dictionary import random_instruments
+
+MEBIBYTE = 2**20
+
+
+def main(quick: bool = False) -> None:
+    """Time and memory of a gradient by spectra and dictionary, implicit against unrolled."""
+    record = environment()
+    print(describe(record))
+    frames, counts, repeats = (4, (2,), 1) if quick else (64, (5, 10, 20, 40), 5)
+    dictionary = random_instruments(2, key=jax.random.key(5))
+    spectra = noisy(parts(random_tones(frames, 2, key=jax.random.key(6)), dictionary).sum(axis=1))
+    print(f"{frames} frames × {spectra.shape[1]} bins, 2 instruments, float32\n")
+    results = []
+    for name, method in (("pursuit", pursuit), ("Beurling LASSO", lasso)):
+        results += compare(name, method, counts, spectra, dictionary, repeats)
+        print(table(results[-2 - len(counts) :]) + "\n", flush=True)
+    document = {"environment": record, "shape": list(spectra.shape), "results": results}
+    print(f"Written to {write_json('gradients', document, quick=quick)}")
+
+
+def noisy(spectra: Float[Array, "frames bins"]) -> Float[Array, "frames bins"]:
+    """Spectra with a tenth of noise, and a peak of 1."""
+    noise = np.random.default_rng(0).standard_normal(spectra.shape)
+    spectra = jnp.abs(spectra * (1 + 0.1 * jnp.asarray(noise, spectra.dtype)))
+    return spectra / jnp.max(spectra)
+
+
+# ---- Methods: a number that depends on everything that is found --------------------------------------------
+
+
+def pursuit(adjoint: Adjoint, spectra: Array, dictionary: Array) -> Float[Array, ""]:
+    """Of the tones that the pursuit finds."""
+    solver = LevenbergMarquardt(adjoint=adjoint)
+    tones = TonePursuit(solver=solver)(spectra, dictionary).tones
+    return jnp.mean(tones.amplitude * jnp.sin(tones.fundamental) + tones.width)
+
+
+def lasso(adjoint: Adjoint, spectra: Array, dictionary: Array) -> Float[Array, ""]:
+    """Of the sources and measures that the Beurling LASSO finds, for lifted spectra as in separation."""
+    patterns = Patterns.from_dictionary(dictionary, LogAxis(), lift=0.5)
+    signals = power(spectra, 0.5)
+    alpha = 0.3 * jax.lax.map(lambda b: alpha_max(patterns, b), jax.lax.stop_gradient(signals))
+    found = BeurlingLasso(Projection(adjoint=adjoint), proximal_steps=0)(patterns, signals, alpha)
+    return jnp.mean(found.sources**2) + jnp.mean(found.spikes.amplitude * jnp.sin(found.spikes.position))
+
+
+# ---- Comparison -------------------------------------------------------------------------------------------
+
+
+def compare(
+    name: str,
+    method: Callable[[Adjoint, Array, Array], Array],
+    counts: Sequence[int],
+    spectra: Array,
+    dictionary: Array,
+    repeats: int,
+) -> list[dict[str, Any]]:
+    """The value alone, its implicit gradient, and the gradient by unrolling each number of steps."""
+    value = lambda adjoint: lambda *arguments: method(adjoint, *arguments)
+    gradient = lambda adjoint: jax.value_and_grad(value(adjoint), argnums=(0, 1))
+    runs = [("value alone", value(Implicit())), ("implicit", gradient(Implicit()))]
+    runs += [(f"unrolled, {count} steps", gradient(Unrolled(count))) for count in counts]
+    results, exact = [], None
+    for setting, function in runs:
+        compiled = jax.jit(function).lower(spectra, dictionary).compile()
+        timing = measure(lambda compiled=compiled: compiled(spectra, dictionary), repeats=repeats)
+        found = compiled(spectra, dictionary)
+        slopes = None if setting == "value alone" else found[1]
+        exact = slopes if setting == "implicit" else exact
+        results.append(
+            {
+                "method": name,
+                "setting": setting,
+                "seconds": timing.minimum,
+                "median_seconds": timing.median,
+                "temporary_bytes": temporary(compiled),
+                "deviation": None if slopes is None else deviation(slopes[1], exact[1]),
+            }
+        )
+    return results
+
+
+def temporary(compiled) -> int | None:
+    """Bytes of the temporaries of a compiled program, where the platform tells."""
+    analysis = compiled.memory_analysis()
+    return None if analysis is None else int(analysis.temp_size_in_bytes)
+
+
+def deviation(actual: Array, expected: Array) -> float:
+    """Distance relative to the norm."""
+    return float(jnp.linalg.norm(actual - expected) / jnp.linalg.norm(expected))
+
+
+def table(results: list[dict[str, Any]]) -> str:
+    """Markdown of one method; the deviation is that of the gradient by the dictionary."""
+    alone = results[0]["seconds"]
+
+    def row(result):
+        size = result["temporary_bytes"]
+        return [
+            f"{result['method']}, {result['setting']}",
+            1e3 * result["seconds"],
+            1e3 * result["median_seconds"],
+            f"{result['seconds'] / alone:.2f}×",
+            "" if size is None else f"{size / MEBIBYTE:.1f}",
+            "" if result["deviation"] is None else f"{result['deviation']:.1e}",
+        ]
+
+    header = ["what", "ms", "median", "of the value alone", "temporaries MiB", "gradient off by"]
+    return markdown_table(header, [row(result) for result in results])
