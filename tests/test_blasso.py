@@ -79,6 +79,7 @@ def solved(dtype, proximal_steps, fraction=0.1):
 # ---- Certificates -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("proximal_steps", [0, 400])
 def test_gaps_are_closed(proximal_steps, dtype):
     found, alpha = solved(jnp.dtype(dtype), proximal_steps)
@@ -113,6 +114,7 @@ def test_the_proximal_gradient_and_one_projection_agree(x64):
     np.testing.assert_allclose(iterated.sources, direct.sources, atol=1e-4 * scale)
 
 
+@pytest.mark.slow
 def test_a_few_proximal_steps_are_finished_by_the_projection(x64):
     few, direct = solved(jnp.dtype("float64"), 3)[0], solved(jnp.dtype("float64"), 0)[0]
     assert np.all(few.proximal_steps == 3)
@@ -180,6 +182,7 @@ def separated_spikes():
     )
 
 
+@pytest.mark.slow
 def test_well_separated_spikes_are_recovered_as_alpha_vanishes(x64):
     patterns, truth = patterns_of(jnp.dtype("float64")), separated_spikes()
     signal = synthesise(patterns, truth).sum(axis=0)[None]
@@ -208,6 +211,7 @@ def _loud(amplitude, position, pattern):
     return loud[np.lexsort((position[loud], pattern[loud]))]
 
 
+@pytest.mark.slow
 def test_without_the_penalty_amplitudes_are_those_of_nonnegative_least_squares(x64):
     patterns, (signals, _) = patterns_of(jnp.dtype("float64")), mixtures(jnp.dtype("float64"))
     found, _ = solved(jnp.dtype("float64"), 0)
@@ -224,6 +228,7 @@ def test_without_the_penalty_amplitudes_are_those_of_nonnegative_least_squares(x
         assert biased.amplitude[frame].sum() < tones.amplitude[frame].sum()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "problem", [p for p in PROBLEMS if p.nominal and p.exact and p.name != "silent"], ids=lambda p: p.name
 )
@@ -275,6 +280,7 @@ def test_measures_of_a_similar_frame_are_a_good_start(x64):
         np.testing.assert_allclose(warm.certificate.primal, cold.certificate.primal, rtol=1e-8)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("steps", [0, 5])
 def test_impossible_frames_say_so_and_leave_the_others(steps, dtype):
     patterns, (signals, _) = patterns_of(jnp.dtype(dtype)), mixtures(jnp.dtype(dtype))

@@ -83,6 +83,7 @@ def test_correlation_is_the_adjoint_of_the_atoms(circle, shifts, dtype):
         np.testing.assert_allclose(values[row].reshape(-1), atoms @ signal, atol=tolerance)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("circle", [False, True])
 def test_peaks_are_the_maxima_of_each_bin_of_shifts(circle, x64):
     patterns = make(circle=circle)

@@ -151,6 +151,7 @@ def correlations(points, row, circle=False, seed=1, count=10_000):
     return values.max(axis=0), values.min(axis=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("signed", "circle", "count"), [(False, False, 1000), (True, True, 100)])
 def test_projections_are_feasible_at_all_shifts(signed, circle, count, x64):
     patterns, signals = patterns_of(jnp.float64, circle), signals_of(count, seed=2)
@@ -169,6 +170,7 @@ def test_projections_are_feasible_at_all_shifts(signed, circle, count, x64):
             assert np.all(found.certificate.relative_gap <= 1e-6)
 
 
+@pytest.mark.slow
 def test_projecting_again_changes_nothing(x64):
     patterns, signals = patterns_of(jnp.float64), signals_of(8, seed=4)
     once = project(Projection(), patterns, signals, 0.5)
@@ -177,6 +179,7 @@ def test_projecting_again_changes_nothing(x64):
     np.testing.assert_allclose(twice.point, once.point, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_projections_do_not_expand(x64):
     patterns, signals = patterns_of(jnp.float64), signals_of(40, seed=5)
     p = np.asarray(project(Projection(), patterns, signals, 0.5).point)
@@ -199,6 +202,7 @@ def test_multipliers_are_where_the_bound_is_attained(x64):
 # ---- Batches, precision, outcomes -------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_batch_is_a_loop(dtype):
     patterns, signals = patterns_of(jnp.dtype(dtype)), signals_of(11, dtype=dtype)
     bound = jnp.asarray(np.linspace(0.2, 1, 11), dtype)

@@ -32,6 +32,7 @@ def duet():
     return separated(mixture(), progress=listener), listener
 
 
+@pytest.mark.slow
 def test_stems_are_the_instruments_and_sum_to_the_mixture(duet):
     result, listener = duet
     assert_sum(result, mixture())
@@ -42,6 +43,7 @@ def test_stems_are_the_instruments_and_sum_to_the_mixture(duet):
     np.testing.assert_array_equal(result.dictionary.harmonics, true_dictionary().harmonics)
 
 
+@pytest.mark.slow
 def test_the_largest_spikes_are_the_notes(duet):
     tones, times = duet[0].tones, duet[0].times
     assert tones.amplitude.shape == (times.size, 4)  # a slot each for a note that rings on
@@ -54,6 +56,7 @@ def test_the_largest_spikes_are_the_notes(duet):
     assert np.all(tones.amplitude[~tones.active] == 0)
 
 
+@pytest.mark.slow
 def test_the_search_goes_on_from_the_spikes(duet):
     full, spikes = duet[0], separated(mixture(), dataclasses.replace(SETTINGS, search="greedy"))
     assert spikes.cost_trace == (pytest.approx(spikes.loss.mean()),)
@@ -63,6 +66,7 @@ def test_the_search_goes_on_from_the_spikes(duet):
     assert full.loss.mean() < 1.05 * pursued.loss.mean()
 
 
+@pytest.mark.slow
 def test_more_tones_per_instrument():
     settings = dataclasses.replace(SETTINGS, tones_per_instrument=2, alpha=0.2, search="greedy")
     result = separated(mixture(), settings)

@@ -83,6 +83,7 @@ def test_unrolled_steps_converge_to_the_same_derivative(x64):
         np.testing.assert_allclose(jax.jacrev(solve)(data), exact, atol=accuracy)
 
 
+@pytest.mark.slow
 def test_derivatives_of_derivatives(x64):
     """`x = b/a`, whose second derivative by a is `2b/a³`."""
     a, data = 2.0, jnp.array([[3.0, 0]])

@@ -212,6 +212,7 @@ def test_the_gradient_is_that_of_the_expected_loss(branches, coolest, x64):
         assert np.linalg.norm(error) < 0.3 * np.linalg.norm(want)
 
 
+@pytest.mark.slow
 def test_the_dictionary_learns_from_the_untempered_policy(x64):
     """With importance weights, tempered samples give nearly the gradient at τ = 1, and not at their own."""
     table, harmonics, frame = toy()

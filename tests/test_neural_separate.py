@@ -51,6 +51,7 @@ def test_stems_tones_and_dictionary(monkeypatch):
     np.testing.assert_array_equal(separated().stems, result.stems)
 
 
+@pytest.mark.slow
 def test_channels_have_stems_of_their_own():
     stereo = np.stack([MIXTURE, 0.5 * MIXTURE[::-1]])
     result = separated(stereo)
@@ -81,6 +82,7 @@ def test_pieces_of_the_prediction_are_the_whole():
     np.testing.assert_array_equal(found.tones.active, one.tones.active)
 
 
+@pytest.mark.slow
 def test_resuming_gives_what_one_run_gives(tmp_path):
     kept = tmp_path / "kept.npz"
     separated(settings=dataclasses.replace(TINY, steps=2), checkpoint=kept)
@@ -90,6 +92,7 @@ def test_resuming_gives_what_one_run_gives(tmp_path):
         separated(MIXTURE[::-1], checkpoint=kept, resume=True)
 
 
+@pytest.mark.slow
 def test_a_dictionary_to_begin_with():
     rows = np.linspace(1, 0.2, 50, dtype=np.float32).reshape(2, 25)
     result = separated(dictionary=Dictionary(jnp.asarray(rows)), settings=dataclasses.replace(TINY, steps=1))
