@@ -28,7 +28,7 @@ class PursuitSeparator(eqx.Module):
     iterations of the pursuit. Whole recordings, and the search across frames, are for `separate`.
 
     Arguments:
-        harmonics: rows of the dictionary, in [0, 1]; whoever trains them keeps them there.
+        harmonics: rows of the dictionary, ≥ 0; the stems depend on the ratios within a row alone.
         share: part of the energy that no tone explains that the masks share among the instruments, ≥ 0.
         pursuit: how tones are found.
         peaks: how peaks are found; several rounds of peaks have no gradient in reverse mode.
