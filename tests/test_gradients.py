@@ -260,7 +260,7 @@ def test_implicit_and_unrolled_agree(method, x64):
     np.testing.assert_allclose(sank, fell, rtol=1e-6, atol=1e-9)
 
 
-@pytest.mark.parametrize("method", [pytest.param("refine", marks=pytest.mark.slow), "pursuit"])
+@pytest.mark.parametrize("method", ["refine", pytest.param("pursuit", marks=pytest.mark.slow)])
 def test_reverse_mode_is_the_transpose(method, x64):
     spectra, rows, changes, _ = recordings()
     (_, _), (moved, fell) = forward_tones(method, Implicit())
