@@ -101,7 +101,8 @@ def map_frames(function: Callable[[PyTree], PyTree], frames: PyTree) -> PyTree:
     blocks = -(-num_frames // size)
 
     def split(x):
-        padded = jnp.pad(x, [(0, blocks * size - num_frames)] + [(0, 0)] * (x.ndim - 1))
+        # With the last frame: zeros may be no frame at all, and their derivatives would be NaN.
+        padded = jnp.pad(x, [(0, blocks * size - num_frames)] + [(0, 0)] * (x.ndim - 1), mode="edge")
         return padded.reshape(blocks, size, *x.shape[1:])
 
     join = lambda x: x.reshape(blocks * size, *x.shape[2:])[:num_frames]

@@ -42,8 +42,17 @@ class LiftedLoss(eqx.Module):
         self, theta: Float[Array, "tones 4"], harmonics: Float[Array, "tones harmonics"]
     ) -> Float[Array, " bins"]:
         """Spectrum `Y_θ` of packed tones: rows (a^q, fundamental, width, inharmonicity)."""
+        return self.spectrum(power(theta[:, 0], 1 / self.lift), theta, harmonics)
+
+    def spectrum(
+        self,
+        amplitude: Float[Array, " tones"],
+        theta: Float[Array, "tones 4"],
+        harmonics: Float[Array, "tones harmonics"],
+    ) -> Float[Array, " bins"]:
+        """As `model`, with the amplitudes a themselves in place of the first column."""
         unit, nearest = _unit_partials(self.axis, theta, harmonics)[:2]
-        values = power(theta[:, 0], 1 / self.lift)[:, None, None] * unit
+        values = amplitude[:, None, None] * unit
         return add_windows(values.reshape(-1, values.shape[-1]), nearest.reshape(-1), self.axis.num_bins)[0]
 
     def normal_equations(

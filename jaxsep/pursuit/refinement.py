@@ -333,14 +333,16 @@ class ToneFit(Problem):
     def loss(self, x, data):
         """The lifted loss."""
         spectrum, instrument, active, _ = data
-        theta = _stack(*x, active, self.objective.lift)
-        model = self.objective.model(theta, self.dictionary[instrument])
+        # Not by way of a^q, whose second derivative overflows near 0.
+        amplitude = jnp.where(active, x[0], 0)
+        model = self.objective.spectrum(amplitude, jnp.stack(x, axis=-1), self.dictionary[instrument])
         return 0.5 * jnp.sum((self.objective.lifted(model) - self.objective.lifted(spectrum)) ** 2)
 
     def free(self, x, data):
-        """Parameters that the solver would move."""
+        """Parameters that the solver would move, of tones that are more than rounding."""
         theta, hessian, gradient = self._normal_equations(x, data)
-        return _columns(_free(theta, hessian, gradient, data[3]).reshape(theta.shape))
+        audible = data[3] & (x[0] > jnp.finfo(theta.dtype).eps * jnp.max(x[0]))
+        return _columns(_free(theta, hessian, gradient, audible).reshape(theta.shape))
 
     def step(self, x, data):
         """A Gauss–Newton step."""

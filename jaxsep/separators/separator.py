@@ -28,7 +28,7 @@ class PursuitSeparator(eqx.Module):
     iterations of the pursuit. Whole recordings, and the search across frames, are for `separate`.
 
     Arguments:
-        harmonics: rows of the dictionary, in [0, 1]; whoever trains them keeps them there.
+        harmonics: rows of the dictionary, ≥ 0; the stems depend on the ratios within a row alone.
         share: part of the energy that no tone explains that the masks share among the instruments, ≥ 0.
         pursuit: how tones are found.
         peaks: how peaks are found; several rounds of peaks have no gradient in reverse mode.
@@ -62,7 +62,9 @@ class PursuitSeparator(eqx.Module):
         peak = jnp.max(spectra)
         peak = jnp.where(peak > 0, peak, 1)
         tones = self.pursuit(spectra / peak, self.harmonics).tones
-        position = self.axis.to_bin(log_axis.to_hz(tones.fundamental))
+        # A tone that drifted far off the axis is silent, but its frequency may not overflow.
+        position = jnp.clip(tones.fundamental, -log_axis.num_bins, 2 * log_axis.num_bins)
+        position = self.axis.to_bin(log_axis.to_hz(position))
         fields = tones.amplitude * peak, jnp.where(tones.active, position, 0)
         return eqx.tree_at(lambda t: (t.amplitude, t.fundamental), tones, fields)
 
