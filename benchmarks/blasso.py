@@ -57,6 +57,8 @@ def main(
     if "grid" in chosen:
         with jax.enable_x64(True):
             document["grid"] = grid_refinement(1 if quick else 4)
+        if not quick:
+            draw(document["grid"])
         print(
             f"\nOptimal value on a grid, relative to that of the continuum\n\n{grid_table(document['grid'])}"
         )
@@ -143,7 +145,7 @@ def coordinate_descent(atoms, tolerance):
 
 
 def grid_refinement(count: int) -> list[dict[str, float]]:
-    """Mean of (grid optimum / continuous optimum - 1) for every spacing; also draws it."""
+    """Mean of (grid optimum / continuous optimum - 1) for every spacing."""
     patterns, signals, _ = problems(count, 2, 0.0, jnp.float64)
     alpha = bounds(patterns, signals)
     found = solve(BeurlingLasso(proximal_steps=0), patterns, signals, alpha)
@@ -155,7 +157,6 @@ def grid_refinement(count: int) -> list[dict[str, float]]:
         rows.append({"spacing": float(spacing), "excess": excess})
         print(rows[-1], flush=True)
     rows[0]["gap"] = float(found.certificate.relative_gap.max())
-    _draw(rows)
     return rows
 
 
@@ -171,7 +172,8 @@ def grid_table(rows) -> str:
     return f"{table}\n\nrate {rate(rows):.2f}; relative gap of the continuum {rows[0]['gap']:.1e}"
 
 
-def _draw(rows):
+def draw(rows: list[dict[str, float]]) -> None:
+    """Excess over the spacing, both logarithmic."""
     spacing, excess = (np.array([r[name] for r in rows]) for name in ("spacing", "excess"))
     figure = Figure(figsize=(5.5, 3.6), dpi=110, layout="constrained")
     axes = figure.add_subplot()

@@ -72,7 +72,8 @@ def main(
                 document["runs"].append(run)
                 print(json.dumps(run["final"]), flush=True)
                 write_json("neural", document, quick=quick)
-        draw(document["runs"])
+        if not quick:
+            draw(document["runs"])
         print(f"\nFirst {seconds:g} s, gain-only dB\n\n{pieces_table(document['runs'])}")
     print(f"\nWritten to {write_json('neural', document, quick=quick)}")
 

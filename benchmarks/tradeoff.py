@@ -48,7 +48,8 @@ def main(
             document["runs"].append({"piece": name, "variant": variant, **figures})
             print(f"{name}, {variant}: {figures['sdr']:.2f} dB in {figures['seconds']:.1f} s", flush=True)
     path = write_json("tradeoff", document, quick=quick)
-    draw(document["runs"])
+    if not quick:
+        draw(document["runs"])
     print(f"\n{describe(document['environment'])}\n\n{table(document['runs'])}\n\nWritten to {path}")
 
 

@@ -3,20 +3,38 @@
 JAX is imported only when there is something to compute, so that help and mistakes are answered at once.
 """
 
-import dataclasses
 import os
 import signal
 import sys
 from collections.abc import Sequence
-from enum import StrEnum
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperCommand
 
 import jaxsep
+from jaxsep.options import (
+    AsJson,
+    Bits,
+    Cache,
+    Context,
+    Device,
+    Force,
+    Format,
+    Kind,
+    ManyValues,
+    Method,
+    NoCache,
+    OnDevice,
+    Preset,
+    Recording,
+    References,
+    Search,
+    Seed,
+    given_options,
+    pursuit_settings,
+)
 from jaxsep.runtime import Stopped, check_outside, new_file, start_jax, stoppable
 from jaxsep.terminal import TerminalProgress, show_evaluation, show_separation
 
@@ -31,93 +49,6 @@ app = typer.Typer(
 
 #: An option or argument that typer refuses.
 _UsageError = typer.BadParameter.__base__
-
-#: What a command is told about its options.
-_Context = typer.Context.__base__
-
-
-class Device(StrEnum):
-    """Where to compute."""
-
-    cpu = "cpu"
-    gpu = "gpu"
-
-
-class Method(StrEnum):
-    """How to decompose the spectra."""
-
-    pursuit = "pursuit"
-    blasso = "blasso"
-    neural = "neural"
-
-
-class Preset(StrEnum):
-    """Sizes of the network, as `NeuralSettings` names them."""
-
-    paper = "paper"
-    small = "small"
-
-
-class Search(StrEnum):
-    """How to look for tones, as `PursuitSettings` names it."""
-
-    full = "full"
-    greedy = "greedy"
-
-
-class Format(StrEnum):
-    """Kinds of audio files that stems are written as."""
-
-    wav = "wav"
-    flac = "flac"
-
-
-class Bits(StrEnum):
-    """Bits of a sample; the 32 of WAV are a floating-point number, which cannot clip."""
-
-    b16 = "16"
-    b24 = "24"
-    b32 = "32"
-
-
-class Kind(StrEnum):
-    """Kinds of spectrogram, as `spectrogram_figure` names them."""
-
-    log = "log"
-    mel = "mel"
-    cqt = "cqt"
-    linear = "linear"
-
-
-Recording = Annotated[
-    Path, typer.Argument(metavar="MIX", help="The recording (WAV, FLAC, AIFF, Ogg, MP3).", show_default=False)
-]
-Seed = Annotated[
-    int, typer.Option(metavar="S", min=0, max=2**32 - 1, help="The same seed gives the same result.")
-]
-OnDevice = Annotated[
-    Device | None, typer.Option("--device", help="Where to compute.  [default: the fastest there is]")
-]
-Cache = Annotated[
-    Path | None,
-    typer.Option(
-        metavar="DIR",
-        envvar="JAXSEP_CACHE",
-        help="Folder for compiled programs, which spares the next run the compilation.  "
-        "[default: jaxsep in the user's cache folder]",
-    ),
-]
-NoCache = Annotated[bool, typer.Option("--no-cache", help="Keep no compiled programs.")]
-References = Annotated[
-    list[Path],
-    typer.Option(
-        "--reference",
-        metavar="FILE...",
-        help="True stems, one for each instrument in any order, to measure the result against on the page.",
-    ),
-]
-Force = Annotated[bool, typer.Option("--force", help="Replace the output if there is one.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print the JSON document and nothing else.")]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -137,7 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _complain(error.format_message())
     except OSError as error:
         return _complain(": ".join(str(x) for x in (error.filename, error.strerror or error) if x))
-    except (ValueError, MemoryError) as error:
+    except (ValueError, FloatingPointError, MemoryError) as error:
         return _complain(str(error) or "not enough memory")
     except Stopped as stopped:
         _complain("interrupted" if stopped.number == signal.SIGINT else "terminated")
@@ -160,51 +91,9 @@ def _root(
         raise typer.Exit
 
 
-#: Methods to which an option belongs; the others belong to all.
-_METHODS = {
-    **dict.fromkeys(("fast", "restarts", "steps", "tones", "search", "rounds", "hop"), ("pursuit", "blasso")),
-    **dict.fromkeys(("full_peaks", "no_masking", "phase_iterations", "share"), ("pursuit", "blasso")),
-    "alpha": ("blasso",),
-    **dict.fromkeys(("preset", "minutes", "checkpoint", "resume"), ("neural",)),
-}
-
-
-def _given_options(context: _Context, method: Method) -> set[str]:
-    """Names of the options that were not left at their defaults; refuses those without effect on a method."""
-    given = set()
-    for parameter in context.command.params:
-        source = context.get_parameter_source(parameter.name)
-        if source is None or source.name == "DEFAULT":
-            continue
-        given.add(parameter.name)
-        methods = _METHODS.get(parameter.name, (method.value,))
-        if method.value not in methods:
-            raise ValueError(
-                f"{parameter.opts[0]}: expected with --method {' or '.join(methods)}, "
-                f"got --method {method.value}."
-            )
-    return given
-
-
-class _ManyValues(TyperCommand):
-    """A command of which `--option A B` means `--option A --option B` for options that can be repeated."""
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        repeatable = {name for p in self.params if getattr(p, "multiple", False) for name in p.opts}
-        expanded: list[str] = []
-        option = None
-        for argument in args:
-            if argument.startswith("-"):
-                option = argument.partition("=")[0]
-            elif option in repeatable and expanded[-1] != option:
-                expanded.append(option)
-            expanded.append(argument)
-        return super().parse_args(ctx, expanded)
-
-
-@app.command(cls=_ManyValues)
+@app.command(cls=ManyValues)
 def separate(
-    context: _Context,
+    context: Context,
     mixture: Recording,
     num_instruments: Annotated[
         int,
@@ -223,8 +112,8 @@ def separate(
     steps: Annotated[
         int, typer.Option(metavar="K", min=1, help="Minibatches to learn each dictionary from.")
     ] = 96,
-    tones: Annotated[
-        int, typer.Option(metavar="T", min=1, help="Tones that an instrument plays at a time.")
+    tones_per_instrument: Annotated[
+        int, typer.Option("--tones", metavar="T", min=1, help="Tones that an instrument plays at a time.")
     ] = 1,
     method: Annotated[
         Method,
@@ -263,7 +152,7 @@ def separate(
         int, typer.Option(metavar="H", help="Samples between frames, at 48 kHz; a divisor of 6144.")
     ] = 512,
     full_peaks: Annotated[
-        bool, typer.Option("--full-peaks", help="Refine every spectral peak: slower, slightly better.")
+        bool, typer.Option("--full-peaks", help="Refine every spectral peak, as P1 does: 60 times as slow.")
     ] = False,
     no_masking: Annotated[
         bool, typer.Option("--no-masking", help="Play the tones alone, instead of masking the mixture.")
@@ -295,7 +184,7 @@ def separate(
     """
     from jaxsep.audio import OutputFolder, read_audio
 
-    given = _given_options(context, method)
+    given = given_options(context, method)
     check_outside(output, mixture, dictionary, checkpoint, *reference)
     audio = _audio_format(audio_format, bits)
     if reference and not report:
@@ -309,7 +198,6 @@ def separate(
         from jaxsep.report.tables import to_json
         from jaxsep.separators import neural, pursuit
         from jaxsep.separators.neural import NeuralSettings
-        from jaxsep.separators.separation import PursuitSettings
         from jaxsep.tones.dictionary import Dictionary
 
         if method is Method.neural:
@@ -317,23 +205,7 @@ def separate(
             options = {"minutes": minutes, "checkpoint": checkpoint, "resume": resume}
             run = partial(neural.separate_neural, log=folder / "training.jsonl", **options)
         else:
-            settings = PursuitSettings(
-                method=method.value,
-                alpha=alpha,
-                hop=hop,
-                tones_per_instrument=tones,
-                restarts=restarts,
-                steps=steps,
-                search=search.value,
-                rounds=rounds,
-                full_peaks=full_peaks,
-                masking=not no_masking,
-                share=share,
-                phase_iterations=phase_iterations,
-            )
-            if fast:  # what is given all the same stays
-                changes = {name: x for name, x in PursuitSettings.FAST.items() if name not in given}
-                settings = dataclasses.replace(settings, **changes)
+            settings = pursuit_settings(context, given)
             run = pursuit.separate
         known = None if dictionary is None else Dictionary.load(dictionary)
         separation = run(
@@ -357,7 +229,7 @@ def separate(
         show_separation(document, output)
 
 
-@app.command(cls=_ManyValues)
+@app.command(cls=ManyValues)
 def evaluate(
     reference: Annotated[list[Path], typer.Option(metavar="FILE...", help="The true stems.")],
     estimate: Annotated[
@@ -390,7 +262,7 @@ def evaluate(
             print(note)
 
 
-@app.command(cls=_ManyValues)
+@app.command(cls=ManyValues)
 def report(
     folder: Annotated[
         Path, typer.Argument(metavar="OUT", help="Folder that jaxsep separate wrote.", show_default=False)

@@ -8,9 +8,9 @@ import pytest
 
 from jaxsep.neural.losses import PredictionLoss, magnitude_distance, radial_distance
 from jaxsep.neural.network import PolicyNetwork, Predicted, ToneNetwork, render_tone
+from jaxsep.neural.partials import RIDGE, Partials, fit_harmonics, safe_abs, safe_phase
 from jaxsep.neural.policy import Choice, Policy
 from jaxsep.neural.prediction import predict
-from jaxsep.neural.tone import RIDGE, Partials, fit_harmonics, safe_abs, safe_phase
 from jaxsep.neural.unet import Convolution, TransposedConvolution, UNet
 from jaxsep.tones.axes import LinearAxis
 

@@ -253,21 +253,6 @@ def test_the_score_has_mean_zero(x64):
         assert np.max(error) > 0
 
 
-@pytest.mark.slow
-def test_leaving_one_out_has_less_variance_than_no_baseline(x64):
-    table, harmonics, frame = toy()
-
-    def variance(baseline, keys):
-        estimator = Estimator(PredictionLoss(), AXIS, (3, 3), score_weight=1.0, baseline=baseline)
-        run = lambda t, key: estimator(t, harmonics, frame, key=key)[0]
-        found = jax.jit(jax.vmap(lambda key: eqx.filter_grad(run)(table, key)))(keys)
-        return sum(float(np.sum(leaf.var(axis=0))) for leaf in (found.first, found.second))
-
-    keys = jax.random.split(jax.random.key(3), 500)
-    # The mean of all samples, the sample among them, is biased, but not more variable.
-    assert variance("mean", keys) < 2 * variance("leave-one-out", keys)
-
-
 def test_samples_of_a_frame_and_their_counts(x64):
     table, harmonics, frame = toy()
     estimator = Estimator(PredictionLoss(), AXIS, (3, 2))

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import soundfile
 from test_cli import contents, run, workplace  # noqa: F401 (fixture)
 from test_report import synthetic_separation
 from test_separate import RATE, Listener, duet
@@ -15,6 +16,7 @@ from jaxsep.audio import resample
 from jaxsep.neural import loop
 from jaxsep.neural.prediction import predict
 from jaxsep.neural.training import NeuralSettings, Trainer
+from jaxsep.report.folder import read_results
 from jaxsep.separators import neural
 from jaxsep.separators.neural import predict_stems, separate_neural, spectral_peak
 from jaxsep.tones.dictionary import Dictionary
@@ -88,6 +90,8 @@ def test_resuming_gives_what_one_run_gives(tmp_path):
     separated(settings=dataclasses.replace(TINY, steps=2), checkpoint=kept)
     resumed = separated(checkpoint=kept, resume=True)
     np.testing.assert_array_equal(resumed.stems, separated().stems)
+    with pytest.raises(ValueError, match="exists; resume it, or name another file"):
+        separated(checkpoint=kept)
     with pytest.raises(ValueError, match="belongs to another recording"):
         separated(MIXTURE[::-1], checkpoint=kept, resume=True)
 
@@ -164,6 +168,33 @@ def test_options_of_another_method_are_refused(workplace, made_up, arguments, me
     assert (code, out, len(err.splitlines())) == (2, "", 1)
     assert message in err
     assert contents(workplace) == before
+
+
+def test_a_checkpoint_that_cannot_be_written_is_known_before_the_training(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        separated(checkpoint=tmp_path / "none" / "kept.npz", settings=dataclasses.replace(TINY, steps=10**9))
+
+
+def test_a_training_that_diverges_says_so(workplace, monkeypatch):  # noqa: F811
+    def diverge(*arguments, **options):
+        raise FloatingPointError("the loss is nan after 50 steps")
+
+    monkeypatch.setattr(neural, "separate_neural", diverge)
+    code, _, err = run("separate", "mix.wav", "-n", 2, "-o", "out", "--method", "neural", "--no-cache")
+    assert (code, err) == (2, "jaxsep: the loss is nan after 50 steps\n")
+    assert not (workplace / "out").exists()
+
+
+def test_a_page_of_the_results(workplace, monkeypatch):  # noqa: F811
+    monkeypatch.setattr(NeuralSettings, "small", lambda: TINY)
+    soundfile.write("duet.wav", MIXTURE, RATE, subtype="FLOAT")
+    code, _, err = run(
+        "separate", "duet.wav", "-n", 2, "-o", "out", "--method", "neural", "--report", "--no-cache"
+    )
+    assert code == 0, err
+    results = read_results(workplace / "out")
+    assert results.times[1] == pytest.approx(TINY.hop / TINY.rate)
+    assert (workplace / "out" / "report.html").stat().st_size > 10_000
 
 
 def test_a_checkpoint_that_is_none_leaves_nothing(workplace):  # noqa: F811

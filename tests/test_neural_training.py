@@ -196,6 +196,7 @@ def test_checkpoints_are_checked_before_they_are_trusted(tmp_path):
     [
         ({"batch": 0}, "batch: expected an integer of at least 1, got 0"),
         ({"steps": True}, "steps: expected an integer of at least 1, got True"),
+        ({"network_rate": 0.0}, "network_rate: expected a number above 0, got 0.0"),
         ({"accumulate": 3}, "accumulate: expected a divisor of batch=4, got 3"),
         ({"strides": (4, 5)}, "strides: expected a product that divides 96 bins, got 20"),
     ],

@@ -30,13 +30,6 @@ def instrument_adam(
     that was drawn anew (`reset_instruments`) starts afresh.
     """
 
-    def init(harmonics):
-        return InstrumentAdamState(
-            mean=jnp.zeros_like(harmonics),
-            power=jnp.zeros_like(harmonics[:, 0]),
-            steps=jnp.zeros(harmonics.shape[0], jnp.int32),
-        )
-
     def update(gradient, state, harmonics=None):
         del harmonics
         mean = decay_mean * state.mean + (1 - decay_mean) * gradient
@@ -47,7 +40,7 @@ def instrument_adam(
         change = -learning_rate * mean_hat / (jnp.sqrt(power_hat)[:, None] + epsilon)
         return change, InstrumentAdamState(mean, power, steps)
 
-    return optax.GradientTransformation(init, update)
+    return optax.GradientTransformation(_begin, update)
 
 
 def instrument_adamax(
@@ -58,13 +51,6 @@ def instrument_adamax(
 ) -> optax.GradientTransformation:
     """AdaMax whose norm is one number per instrument (P2): `u_i ← max(β₂ u_i, max_h |g_{ih}|)`."""
 
-    def init(harmonics):
-        return InstrumentAdamState(
-            mean=jnp.zeros_like(harmonics),
-            power=jnp.zeros_like(harmonics[:, 0]),
-            steps=jnp.zeros(harmonics.shape[0], jnp.int32),
-        )
-
     def update(gradient, state, harmonics=None):
         del harmonics
         mean = decay_mean * state.mean + (1 - decay_mean) * gradient
@@ -74,7 +60,15 @@ def instrument_adamax(
         change = -learning_rate * mean_hat / (power[:, None] + epsilon)
         return change, InstrumentAdamState(mean, power, steps)
 
-    return optax.GradientTransformation(init, update)
+    return optax.GradientTransformation(_begin, update)
+
+
+def _begin(harmonics):
+    return InstrumentAdamState(
+        mean=jnp.zeros_like(harmonics),
+        power=jnp.zeros_like(harmonics[:, 0]),
+        steps=jnp.zeros(harmonics.shape[0], jnp.int32),
+    )
 
 
 def reset_instruments(

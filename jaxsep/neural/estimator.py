@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Complex, Float, PRNGKeyArray
 
 from jaxsep.neural.losses import LossTerms, PredictionLoss
-from jaxsep.neural.network import PolicyNetwork, Predicted, render_tone
+from jaxsep.neural.network import PolicyNetwork, Predicted, ToneSpectrum
 from jaxsep.tones.axes import LinearAxis
 
 __all__ = ["Estimator", "Rollout", "dictionary_pull"]
@@ -61,6 +61,8 @@ class Estimator(eqx.Module):
     def __check_init__(self):
         if not self.branches or min(self.branches) < 1:
             raise ValueError(f"branches: expected at least 1 for every tone, got {self.branches}")
+        if not 0 < self.coolest <= 1:
+            raise ValueError(f"coolest: expected a number above 0 and at most 1, got {self.coolest!r}")
         if self.baseline not in ("mean", "leave-one-out"):
             raise ValueError(f"baseline: expected 'mean' or 'leave-one-out', got {self.baseline!r}")
         if self.baseline == "leave-one-out" and self.branches[0] < 2:
@@ -106,10 +108,10 @@ class Estimator(eqx.Module):
 
         def branch(policy, predicted, learned, temper, key):
             choice, sampled, true = policy.sample(temper, key=key)
-            parameters = policy.parameters(choice)
-            modelled, direct = render_tone(choice, parameters, fixed, self.axis)
+            tone = ToneSpectrum.of(choice, policy.parameters(choice), harmonics.shape[1], self.axis)
+            modelled, direct = tone.modelled(fixed), tone.direct()
             # The same spectrum once more, as a function of the dictionary alone.
-            again, _ = render_tone(choice, jax.lax.stop_gradient(parameters), harmonics, self.axis)
+            again = jax.lax.stop_gradient(tone).modelled(harmonics)
             mine = (jnp.arange(learned.shape[0]) == choice.instrument)[:, None]
             learned = jnp.where(mine, again, learned)
             return predicted.add(choice, modelled, direct), learned, sampled, true

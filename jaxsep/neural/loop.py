@@ -41,8 +41,8 @@ def train(
         state: to begin with; its memory is used again, so that it cannot be used afterwards.
         samples: the recording at the settings' rate, its spectrogram's peak about 1.
         minutes: > 0, budget of this call, without the compilation.
-        checkpoint: file for the state, every two minutes, at the end, and when an exception or Ctrl-C
-            ends the training.
+        checkpoint: file for the state, at once, every two minutes, at the end, and when an exception or
+            Ctrl-C ends the training.
         source: name of the recording in the checkpoint.
         log: file to which a JSON object is appended every 50 steps: step, seconds of this call, and the
             `StepReport`.
@@ -59,6 +59,7 @@ def train(
         if checkpoint is not None:
             save_checkpoint(checkpoint, trainer, state, source)
 
+    save()  # so that a file that cannot be written is known before anything is lost
     try:
         while step < total:
             state, report = train_step((trainer, samples), state)

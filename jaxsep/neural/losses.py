@@ -4,7 +4,7 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Complex, Float
 
-from jaxsep.neural.tone import safe_abs
+from jaxsep.neural.partials import safe_abs
 
 __all__ = ["LossTerms", "PredictionLoss", "magnitude_distance", "radial_distance"]
 

@@ -4,16 +4,15 @@ import abc
 from collections.abc import Sequence
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Complex, Float, PRNGKeyArray
+from jaxtyping import Array, Bool, Complex, Float, Int, PRNGKeyArray
 
+from jaxsep.neural.partials import Partials, fit_harmonics, safe_abs, safe_phase
 from jaxsep.neural.policy import FEATURES, Choice, Policy, ToneParameters
-from jaxsep.neural.tone import Partials, fit_harmonics, safe_abs, safe_phase
 from jaxsep.neural.unet import UNet
 from jaxsep.tones.axes import LinearAxis
 
-__all__ = ["PolicyNetwork", "Predicted", "ToneNetwork", "render_tone"]
+__all__ = ["PolicyNetwork", "Predicted", "ToneNetwork", "ToneSpectrum", "render_tone"]
 
 
 class Predicted(eqx.Module):
@@ -113,20 +112,45 @@ class ToneNetwork(PolicyNetwork):
         return Policy(features * jnp.exp(self.log_scales), predicted.playing)
 
 
+class ToneSpectrum(eqx.Module):
+    """What the spectra of a tone are made of (P2).
+
+    - `partials`: the Gaussians g_h.
+    - `own`: the complex amplitudes c_h of the harmonics in the direct features.
+    - `amplitude`, `instrument`: a and η.
+    """
+
+    partials: Partials
+    own: Complex[Array, " harmonics"]
+    amplitude: Float[Array, ""]
+    instrument: Int[Array, ""]
+
+    @classmethod
+    def of(
+        cls, choice: Choice, parameters: ToneParameters, num_harmonics: int, axis: LinearAxis
+    ) -> "ToneSpectrum":
+        """Of a choice and its parameters."""
+        partials = Partials.of(
+            parameters.fundamental, parameters.width, choice.inharmonicity, num_harmonics, axis
+        )
+        own = fit_harmonics(partials, parameters.direct)
+        return cls(partials, own, parameters.amplitude, choice.instrument)
+
+    def modelled(self, harmonics: Float[Array, "instruments harmonics"]) -> Complex[Array, " bins"]:
+        """`Σ_h a D[η, h] (c_h / |c_h|) g_h`: with the dictionary's amplitudes and borrowed phases."""
+        return self.partials.add(self.amplitude * harmonics[self.instrument] * safe_phase(self.own))
+
+    def direct(self) -> Complex[Array, " bins"]:
+        """`Σ_h c_h g_h`: the direct prediction."""
+        return self.partials.add(self.own)
+
+
 def render_tone(
     choice: Choice,
     parameters: ToneParameters,
     harmonics: Float[Array, "instruments harmonics"],
     axis: LinearAxis,
 ) -> tuple[Complex[Array, " bins"], Complex[Array, " bins"]]:
-    """Spectra of a tone (P2): with the dictionary's amplitudes, and the direct prediction.
-
-    The complex amplitudes c_h are those of the harmonics in the direct features. The direct prediction is
-    `Σ_h c_h g_h`; with the dictionary it is `Σ_h a D[η, h] (c_h / |c_h|) g_h`: its phases are borrowed.
-    """
-    row = harmonics[choice.instrument]
-    partials = Partials.of(parameters.fundamental, parameters.width, choice.inharmonicity, row.shape[0], axis)
-    own = fit_harmonics(partials, parameters.direct)
-    modelled = parameters.amplitude * row * safe_phase(own)
-    both = jax.vmap(partials.add)(jnp.stack([modelled, own]))
-    return both[0], both[1]
+    """Spectra of a tone: with the dictionary's amplitudes, and the direct prediction (`ToneSpectrum`)."""
+    tone = ToneSpectrum.of(choice, parameters, harmonics.shape[1], axis)
+    return tone.modelled(harmonics), tone.direct()

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Complex, Float, Int, PRNGKeyArray
 
+from jaxsep.checks import check_counts
 from jaxsep.dictionary.adam import instrument_adamax
 from jaxsep.neural.estimator import Estimator, dictionary_pull
 from jaxsep.neural.losses import PredictionLoss
@@ -75,10 +76,10 @@ class NeuralSettings:
 
     def __post_init__(self):
         counts = ("rate", "window_std", "hop", "kernel", "branches", "batch", "accumulate", "steps")
-        for name in counts:
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name}: expected an integer of at least 1, got {value!r}")
+        check_counts(self, counts)
+        for name in ("network_rate", "dictionary_rate", "score_weight"):
+            if not 0 < getattr(self, name) < float("inf"):
+                raise ValueError(f"{name}: expected a number above 0, got {getattr(self, name)!r}")
         if self.batch % self.accumulate:
             raise ValueError(f"accumulate: expected a divisor of batch={self.batch}, got {self.accumulate}")
         factor = 1

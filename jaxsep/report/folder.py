@@ -13,7 +13,6 @@ from jaxtyping import Float
 from jaxsep.audio import read_audio, write_audio
 from jaxsep.report.tables import TONE_COLUMNS
 from jaxsep.separators.separation import Separation
-from jaxsep.separators.spectra import ANALYSIS_RATE
 from jaxsep.tones.dictionary import Dictionary
 from jaxsep.tones.tones import SINUSOID_WIDTH, Tones
 
@@ -92,7 +91,7 @@ def read_results(folder: Path) -> Results:
             f"{folder / 'dictionary.npz'} has {dictionary.num_instruments} instruments, "
             f"expected {len(stems)}, as there are stems."
         )
-    spacing = document["settings"]["hop"] / ANALYSIS_RATE
+    spacing = document["frame_spacing_s"]
     num_frames = 1 + int(np.ceil(mixture.shape[1] / sample_rate / spacing))
     tones = read_tones(folder / "tones.csv", spacing, num_frames, len(stems))
     times = np.arange(num_frames) * spacing
@@ -113,8 +112,8 @@ def read_document(folder: Path) -> dict[str, Any]:
         known = document["format"] == "jaxsep separation" and document["version"] == 1
         # A name with a folder in it would lead elsewhere.
         plain = len(names) > 1 and all(name and Path(name).name == name for name in names)
-        hop = document["settings"]["hop"]
-        sensible = isinstance(hop, int) and hop > 0 and isinstance(document["input"]["file"], str)
+        spacing = document["frame_spacing_s"]
+        sensible = isinstance(spacing, float) and spacing > 0 and isinstance(document["input"]["file"], str)
     except FileNotFoundError:
         raise ValueError(f"{path} does not exist; name a folder that jaxsep separate wrote.") from None
     except (KeyError, TypeError, ValueError) as error:

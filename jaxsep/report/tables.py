@@ -98,6 +98,7 @@ def separation_document(
         "platform": jax.default_backend(),
         "versions": versions(),
         "seconds": {name: round(seconds, 3) for name, seconds in separation.seconds.items()},
+        "frame_spacing_s": float(separation.times[1] - separation.times[0]),
         "num_tones": int(np.count_nonzero(separation.tones.active)),
         "restart_losses": [float(loss) for loss in separation.restart_losses],
         "cost_trace": [float(cost) for cost in separation.cost_trace],

@@ -56,7 +56,7 @@ def separate_neural(
     sample_rate: int,
     num_instruments: int,
     *,
-    settings: NeuralSettings = NeuralSettings.paper(),
+    settings: NeuralSettings = NeuralSettings.small(),
     dictionary: Dictionary | None = None,
     minutes: float | None = None,
     checkpoint: str | os.PathLike | None = None,
@@ -75,16 +75,18 @@ def separate_neural(
             and predicts each.
         sample_rate: in Hz.
         num_instruments: at least 1.
-        settings: options; `NeuralSettings.small()` is for CPUs.
+        settings: options; `NeuralSettings.paper()` has P2's sizes.
         dictionary: where the dictionary begins, such as one that `separate` learned.
         minutes: > 0, budget for the training, without compilation.
-        checkpoint: file in which the training is kept, every two minutes, at its end and on interruption.
+        checkpoint: new file in which the training is kept, every two minutes, at its end and on
+            interruption.
         resume: whether to go on from that file.
         log: file for a JSON line every 50 steps.
         progress: hears how the work proceeds.
         key: the same key gives the same result, if no budget ends the training.
 
-    Raises: `ValueError` for impossible samples or instruments, and for a checkpoint that does not fit.
+    Raises: `ValueError` for impossible samples or instruments, for a checkpoint to resume that does not fit,
+    and for one that is there already otherwise; `FloatingPointError` if the training diverges.
     """
     samples = np.asarray(samples)
     check_request(samples, sample_rate, num_instruments, dictionary)
@@ -92,6 +94,8 @@ def separate_neural(
         raise ValueError(f"minutes: expected a number above 0, got {minutes!r}")
     if resume and checkpoint is None:
         raise ValueError("resume: expected a checkpoint to resume from, got none")
+    if checkpoint is not None and not resume and os.path.lexists(checkpoint):
+        raise ValueError(f"checkpoint: {checkpoint} exists; resume it, or name another file")
     trainer, progress = Trainer(settings, num_instruments), progress or Progress()
     channels = np.atleast_2d(samples).astype(np.float32)
     analysed = np.ascontiguousarray(resample(channels, sample_rate, settings.rate))
@@ -105,7 +109,8 @@ def separate_neural(
     else:
         state = trainer.start(None if dictionary is None else dictionary.harmonics, key=key)
     name = "training"
-    with progress.stage(name, -(-(settings.steps - int(state.step)) // STEPS_PER_LINE)):
+    left = max(0, settings.steps - int(state.step))
+    with progress.stage(name, -(-left // STEPS_PER_LINE)):
         advance = lambda note: progress.advance(name, note)
         state = train(
             trainer,

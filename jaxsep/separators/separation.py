@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Float
 
 from jaxsep.audio import check_samples
+from jaxsep.checks import check_counts
 from jaxsep.tones.dictionary import Dictionary
 from jaxsep.tones.tones import Tones
 
@@ -36,7 +37,8 @@ class PursuitSettings:
         search: `"greedy"`, P1's selection alone, or `"full"`: the cheapest path through several explanations
             of every frame, in turn with the dictionary.
         rounds: how often, in the full search; a given dictionary stays as it is.
-        full_peaks: whether the log-frequency spectrogram refines every peak (slower, slightly better).
+        full_peaks: whether the log-frequency spectrogram refines every peak, as P1 does: nearer to the
+            spectrum, 60 times as slow, and no better for the stems.
         masking: stems are the mixture times a mask, and sum to it; otherwise the tones alone are played with
             the mixture's phase.
         share: part of the energy that no tone explains that the masks share among the instruments.
@@ -66,18 +68,15 @@ class PursuitSettings:
         return cls(**cls.FAST)
 
     def __post_init__(self):
-        for name in ("hop", "tones_per_instrument", "restarts", "steps", "batch", "phase_iterations"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name}: expected an integer of at least 1, got {value!r}")
+        counts = ("hop", "tones_per_instrument", "restarts", "steps", "batch", "phase_iterations")
+        check_counts(self, counts)
+        check_counts(self, ["rounds"], least=0)
         if self.method not in ("pursuit", "blasso"):
             raise ValueError(f"method: expected 'pursuit' or 'blasso', got {self.method!r}")
         if not 0 < self.alpha < 1:
             raise ValueError(f"alpha: expected a number between 0 and 1, got {self.alpha!r}")
         if self.search not in ("full", "greedy"):
             raise ValueError(f"search: expected 'full' or 'greedy', got {self.search!r}")
-        if isinstance(self.rounds, bool) or not isinstance(self.rounds, int) or self.rounds < 0:
-            raise ValueError(f"rounds: expected an integer of at least 0, got {self.rounds!r}")
         if 6144 % self.hop:
             raise ValueError(f"hop: expected a divisor of 6144, got {self.hop}")
         if not 0 <= self.share < float("inf"):
@@ -94,12 +93,13 @@ class Separation(eqx.Module):
       an instrument may have one tone more than it plays at a time: a note that rings on, or the next one.
     - `times`: centre of each frame in seconds.
     - `dictionary`: harmonics of each instrument.
-    - `loss`: lifted loss of each frame, for spectra with a peak of 1.
+    - `loss`: lifted loss of each frame, for spectra with a peak of 1; of a network, the lifted distance of
+      the frame from its direct predictions.
     - `confidence`: by how much, in units of the mean loss of a frame, the cost of the recording would grow
       with other notes in this frame; infinite where none were considered, NaN without the full search.
     - `cost_trace`: mean cost of a frame after each round of the search, the last that of the result
       (`VoiceModel`); without the full search, the mean loss alone.
-    - `restart_losses`: of every learned dictionary, the chosen one first; empty with a given dictionary.
+    - `restart_losses`: of every learned dictionary, the chosen one first; empty where none was.
     - `seconds`: wall time of every stage.
     """
 
