@@ -28,6 +28,7 @@ from benchmarks.common import (
     write_json,
 )
 from jaxsep.audio import resample
+from jaxsep.neural.imitation import Guide
 from jaxsep.neural.loop import train
 from jaxsep.neural.losses import PredictionLoss
 from jaxsep.neural.network import Predicted, ToneNetwork
@@ -293,11 +294,14 @@ def paper_step(batch: int) -> dict[str, float]:
 def learn_piece(name: str, seconds: float, minutes: float, seed: int) -> dict[str, Any]:
     """A training run: SDR in its course, and at its end beside the pursuit's."""
     piece = load_piece(name, seconds)
-    trainer = Trainer(dataclasses.replace(NeuralSettings.small(), steps=10**9), len(piece.instruments))
+    trainer = Trainer(NeuralSettings.small(), len(piece.instruments))
     rate = trainer.settings.rate
+    pursued = separate(piece.mixture, piece.sample_rate, len(piece.instruments), key=jax.random.key(seed))
+    spacing = float(pursued.times[1]) * rate
+    guide = Guide.of(pursued.tones, spacing, trainer.num_instruments, trainer.axis)
     samples = resample(piece.mixture[None].astype(np.float32), piece.sample_rate, rate)
     samples = samples / spectral_peak(samples[0], trainer)
-    curve, every = [], 60 * minutes / 20
+    curve, every = [], min(30.0, 20 * minutes)
 
     def figures(state):
         stems = predict_stems(trainer, state, samples)
@@ -316,9 +320,8 @@ def learn_piece(name: str, seconds: float, minutes: float, seed: int) -> dict[st
                 {"minutes": elapsed / 60, "step": int(state.step), "sdr": mean, "loss": found["loss"]}
             )
 
-    state = trainer.start(key=jax.random.key(seed))
-    state = train(trainer, state, jnp.asarray(samples[0]), minutes=minutes, watch=watch)
-    pursued = separate(piece.mixture, piece.sample_rate, len(piece.instruments), key=jax.random.key(seed))
+    state = trainer.start(pursued.dictionary.harmonics, key=jax.random.key(seed))
+    state = train(trainer, state, jnp.asarray(samples[0]), guide=guide, minutes=minutes, watch=watch)
     final = {"piece": name, "seed": seed, "steps": int(state.step), **figures(state)}
     final["pursuit"] = scores(piece.stems, pursued.stems)
     return {"final": final, "curve": curve}

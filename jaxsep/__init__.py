@@ -44,6 +44,7 @@ _HOME = {
     "ToneNetwork": "neural.network",
     "Policy": "neural.policy",
     "Estimator": "neural.estimator",
+    "Guide": "neural.imitation",
     "PredictionLoss": "neural.losses",
     "Trainer": "neural.training",
     "Alternation": "dictionary.alternation",

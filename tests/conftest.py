@@ -3,6 +3,9 @@
 import os
 from pathlib import Path
 
+# Most of a test's time is compilation, and most of that LLVM's optimisation, which changes no result.
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+
 import jax
 import numpy as np
 import pytest

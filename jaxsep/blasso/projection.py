@@ -237,7 +237,8 @@ class Projection(eqx.Module):
 
     def _candidates(self, patterns, peaks: Peaks, bound, spikes, settled) -> Spikes:
         """The largest local maxima of the correlation above the bound."""
-        excess = peaks.value - bound
+        # What rounding alone lifts above the bound is no candidate: it would come and go for ever.
+        excess = peaks.value - bound * (1 + 32 * jnp.finfo(bound.dtype).eps)
         left, right = jnp.roll(excess, 1, axis=1), jnp.roll(excess, -1, axis=1)
         if not patterns.circle:
             left, right = left.at[:, 0].set(-jnp.inf), right.at[:, -1].set(-jnp.inf)

@@ -11,7 +11,8 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jaxsep.neural.checkpoint import save_checkpoint
-from jaxsep.neural.training import StepReport, Trainer, TrainingState, train_step
+from jaxsep.neural.imitation import Guide
+from jaxsep.neural.training import StepReport, Trainer, TrainingState, imitation_step, train_step
 
 __all__ = ["train"]
 
@@ -27,6 +28,7 @@ def train(
     state: TrainingState,
     samples: Float[Array, " samples"],
     *,
+    guide: Guide | None = None,
     minutes: float | None = None,
     checkpoint: str | os.PathLike | None = None,
     source: str = "",
@@ -40,6 +42,7 @@ def train(
         trainer: what a step does.
         state: to begin with; its memory is used again, so that it cannot be used afterwards.
         samples: the recording at the settings' rate, its spectrogram's peak about 1.
+        guide: what the first steps imitate, as many as the settings say.
         minutes: > 0, budget of this call, without the compilation.
         checkpoint: file for the state, at once, every two minutes, at the end, and when an exception or
             Ctrl-C ends the training.
@@ -49,11 +52,15 @@ def train(
         advance: hears of every 50 steps.
         watch: is called with the state and the seconds so far, after every 50 steps.
 
-    Raises: `FloatingPointError` if the loss is no longer finite; the last checkpoint stays.
+    Raises: `FloatingPointError` if the loss is no longer finite; the last checkpoint stays; `ValueError` if
+    the settings want a guide and there is none.
     """
     total, reports = trainer.settings.steps, []
-    begin = saved = None
     first = step = int(state.step)
+    if step < min(total, trainer.settings.imitation) and guide is None:
+        raise ValueError(f"guide: expected one for {trainer.settings.imitation} steps of imitation, got none")
+    begin = saved = time.monotonic()
+    spent = 0.0  # on compilation
 
     def save():
         if checkpoint is not None:
@@ -62,16 +69,21 @@ def train(
     save()  # so that a file that cannot be written is known before anything is lost
     try:
         while step < total:
-            state, report = train_step((trainer, samples), state)
+            compiling = step in (first, trainer.settings.imitation)
+            before = time.monotonic()
+            if step < trainer.settings.imitation:
+                state, report = imitation_step((trainer, samples, guide), state)
+            else:
+                state, report = train_step((trainer, samples), state)
             step += 1
             reports.append(report)
-            if begin is None:
-                jax.block_until_ready(report.loss)  # compiled
-                begin = saved = time.monotonic()
+            if compiling:
+                jax.block_until_ready(report.loss)
+                spent += time.monotonic() - before
             if step % STEPS_PER_LINE and step < total:
                 continue
             line = _mean(reports)
-            reports, elapsed = [], time.monotonic() - begin
+            reports, elapsed = [], time.monotonic() - begin - spent
             if not np.isfinite(line["loss"]):
                 raise FloatingPointError(f"the loss is {line['loss']} after {step} steps")
             if log is not None:

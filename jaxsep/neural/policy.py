@@ -28,19 +28,23 @@ _PRESENCE = 500.0
 
 _EXPONENT = 30.0
 
+#: Shape of the gamma distribution, and smallest inharmonicity, that a policy is to imitate.
+_SHAPE = 4.0
+_LEAST_INHARMONICITY = 1e-5
+
 
 class Choice(eqx.Module):
-    """The discrete part and the inharmonicity of one tone.
+    """The discrete part and the inharmonicity of a tone (leading axes are frames, or tones).
 
     - `instrument`, `bin`: which pattern, and the bin at its fundamental.
     - `present`: whether the tone enters the sparse prediction.
     - `inharmonicity`: b.
     """
 
-    instrument: Int[Array, ""]
-    bin: Int[Array, ""]
-    present: Bool[Array, ""]
-    inharmonicity: Float[Array, ""]
+    instrument: Int[Array, "*choices"]
+    bin: Int[Array, "*choices"]
+    present: Bool[Array, "*choices"]
+    inharmonicity: Float[Array, "*choices"]
 
 
 class ToneParameters(eqx.Module):
@@ -110,13 +114,21 @@ class Policy(eqx.Module):
 
     def log_probability(self, choice: Choice, temper: Float[Array, ""]) -> Float[Array, ""]:
         """Logarithm of the probability (density) of a choice under p^τ."""
-        flat = choice.bin * self.playing.shape[0] + choice.instrument
         own = self.features[choice.bin, choice.instrument]
-        logits = self.logits(temper)
-        where = logits[flat] - jax.nn.logsumexp(logits)
-        logit = temper * (own[8] + _PRESENCE)
-        presence = jax.nn.log_sigmoid(jnp.where(choice.present, logit, -logit))
-        return where + presence + self._log_gamma(own, choice.inharmonicity)
+        return sum(self._log_discrete(choice, temper)) + self._log_gamma(own, choice.inharmonicity)
+
+    def agreement(self, choice: Choice, temper: Float[Array, ""]) -> Float[Array, ""]:
+        """How well the policy agrees with a choice: its log-probability, but for the inharmonicity.
+
+        The log-density of the gamma distribution has derivatives of any size. In its place is a parabola in
+        the two features, whose top is a gamma distribution of shape 4 with its mode at the choice's b. Where
+        the tone is absent, neither its bin nor b count.
+        """
+        own = self.features[choice.bin, choice.instrument]
+        b = jnp.maximum(choice.inharmonicity, _LEAST_INHARMONICITY)
+        away = (own[4] - math.log(_SHAPE)) ** 2 + (own[5] - jnp.log((_SHAPE - 1) / (_RATE * b))) ** 2
+        where, presence = self._log_discrete(choice, temper)
+        return presence + jnp.where(choice.present, where - 0.1 * away, 0)
 
     def mode(self) -> Choice:
         """The most probable (instrument, bin), with the mode of b, present if more likely than not."""
@@ -143,6 +155,14 @@ class Policy(eqx.Module):
         """Entropy of (instrument, bin), in nats."""
         log_p = jax.nn.log_softmax(self.logits())
         return -jnp.sum(jnp.exp(log_p) * log_p)
+
+    def _log_discrete(self, choice, temper):
+        """Of (instrument, bin), and of the presence."""
+        flat = choice.bin * self.playing.shape[0] + choice.instrument
+        logits = self.logits(temper)
+        logit = temper * (self.features[choice.bin, choice.instrument, 8] + _PRESENCE)
+        presence = jax.nn.log_sigmoid(jnp.where(choice.present, logit, -logit))
+        return logits[flat] - jax.nn.logsumexp(logits), presence
 
     def _gamma(self, own):
         clip = lambda x: jnp.clip(x, -_EXPONENT, _EXPONENT)

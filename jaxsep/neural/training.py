@@ -11,13 +11,14 @@ from jaxtyping import Array, Complex, Float, Int, PRNGKeyArray
 from jaxsep.checks import check_counts
 from jaxsep.dictionary.adam import instrument_adamax
 from jaxsep.neural.estimator import Estimator, dictionary_pull
+from jaxsep.neural.imitation import Guide, imitation
 from jaxsep.neural.losses import PredictionLoss
 from jaxsep.neural.network import ToneNetwork
 from jaxsep.signal.stft import GaussianSTFT
 from jaxsep.tones.axes import LinearAxis
 from jaxsep.tones.dictionary import NUM_HARMONICS
 
-__all__ = ["NeuralSettings", "StepReport", "Trainer", "TrainingState", "train_step"]
+__all__ = ["NeuralSettings", "StepReport", "Trainer", "TrainingState", "imitation_step", "train_step"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,8 +38,9 @@ class NeuralSettings:
         baseline: "leave-one-out" or "mean".
         batch: frames per step.
         accumulate: parts of a batch that are computed one after the other, for less memory.
-        steps: of training.
-        network_rate, dictionary_rate: of AdaMax.
+        steps: of training, all in all.
+        imitation: steps before those by policy gradient, that imitate the tones of a pursuit (`Guide`).
+        imitation_rate, network_rate, dictionary_rate: of AdaMax; the first for the network that imitates.
     """
 
     rate: int = 48_000
@@ -54,6 +56,8 @@ class NeuralSettings:
     batch: int = 12
     accumulate: int = 1
     steps: int = 70_000
+    imitation: int = 0
+    imitation_rate: float = 3e-3
     network_rate: float = 1e-3
     dictionary_rate: float = 1e-4
 
@@ -64,20 +68,22 @@ class NeuralSettings:
 
     @classmethod
     def small(cls) -> "NeuralSettings":
-        """Up to 6 kHz, and a narrow network: tens of minutes on two CPU cores."""
+        """Up to 6 kHz, and a narrow network that first imitates the pursuit: minutes on two CPU cores."""
         return cls(
             rate=12_000,
             window_std=256,
             hop=128,
             strides=(4, 4, 4, 4, 3, 2),
             widths=(24, 48, 72, 96, 120, 144),
-            steps=15_000,
+            steps=6000,
+            imitation=4000,
         )
 
     def __post_init__(self):
         counts = ("rate", "window_std", "hop", "kernel", "branches", "batch", "accumulate", "steps")
         check_counts(self, counts)
-        for name in ("network_rate", "dictionary_rate", "score_weight"):
+        check_counts(self, ["imitation"], least=0)
+        for name in ("imitation_rate", "network_rate", "dictionary_rate", "score_weight"):
             if not 0 < getattr(self, name) < float("inf"):
                 raise ValueError(f"{name}: expected a number above 0, got {getattr(self, name)!r}")
         if self.batch % self.accumulate:
@@ -107,7 +113,7 @@ class StepReport(eqx.Module):
 
     - `loss`: of the samples, with the terms `magnitude`, `sparse`, `agreement`, `direct`.
     - `entropy`: of (instrument, bin), in nats.
-    - `effective_samples`: `1 / Σ_g w_g²` of the importance weights of a frame's samples.
+    - `effective_samples`: `1 / Σ_g w_g²` of the importance weights of a frame's samples; 1 in imitation.
     """
 
     loss: Float[Array, ""]
@@ -183,39 +189,65 @@ class Trainer(eqx.Module):
         self, state: TrainingState, samples: Float[Array, " samples"]
     ) -> tuple[TrainingState, StepReport]:
         """One step on random frames of a recording, whose spectrogram has a peak of about 1."""
-        frame_key, key = jax.random.split(jax.random.fold_in(state.key, state.step))
-        centre = jax.random.randint(frame_key, (self.settings.batch,), 0, samples.shape[0])
+        centre, key = self._draw(state, samples)
         frames = jax.vmap(lambda c: self.frame(samples, c))(centre)
         return self.learn(state, frames, key=key)
 
     def learn(
         self, state: TrainingState, frames: Complex[Array, "batch bins"], *, key: PRNGKeyArray
     ) -> tuple[TrainingState, StepReport]:
-        """One step on given frames."""
-        keys, parts = jax.random.split(key, frames.shape[0]), self.settings.accumulate
-        split = lambda x: x.reshape(parts, -1, *x.shape[1:])
-        trained = eqx.partition((state.network, state.harmonics), eqx.is_array)
-        part = lambda _, here: (None, self._gradient(*trained, *here))
-        if parts == 1:
-            gradients, report = self._gradient(*trained, frames, keys)
-        else:
-            _, found = jax.lax.scan(part, None, (split(frames), split(keys)))
-            gradients, report = jax.tree.map(lambda x: jnp.mean(x, axis=0), found)
-        return self._updated(state, gradients), report
+        """One step of policy gradient on given frames."""
+
+        def objective(network, harmonics, frame, key):
+            surrogate, rollout = self.estimator(network, harmonics, frame, key=key)
+            weight = jax.nn.softmax(rollout.log_ratio)
+            report = _report(rollout.loss, rollout.terms, rollout.entropy, 1 / jnp.sum(weight**2))
+            return surrogate, report
+
+        return self._descend(state, objective, frames, jax.random.split(key, frames.shape[0]))
+
+    def imitate(
+        self, state: TrainingState, samples: Float[Array, " samples"], guide: Guide
+    ) -> tuple[TrainingState, StepReport]:
+        """One step on random frames of a recording, towards the choices of a guide."""
+        loss, coolest = PredictionLoss(), self.settings.coolest
+
+        def objective(network, harmonics, frame, choices):
+            value, (terms, entropy) = imitation(network, harmonics, frame, choices, loss, self.axis, coolest)
+            return value, _report(loss(terms), terms, entropy, jnp.ones_like(value))
+
+        centre, _ = self._draw(state, samples)
+        frames = jax.vmap(lambda c: self.frame(samples, c))(centre)
+        return self._descend(state, objective, frames, jax.vmap(guide.at)(centre))
 
     def frame(self, samples: Float[Array, " samples"], centre: Int[Array, ""]) -> Complex[Array, " bins"]:
         """Spectrum around any sample."""
         every = GaussianSTFT(self.settings.window_std, 1)
         return every.analyse(samples, first_frame=centre, num_frames=1)[0, :-1]
 
-    def _gradient(self, arrays, rest, frames, keys):
-        def objective(arrays):
-            network, harmonics = eqx.combine(arrays, rest)
-            run = lambda frame, key: self.estimator(network, harmonics, frame, key=key)
-            surrogate, rollouts = jax.vmap(run)(frames, keys)
-            return jnp.mean(surrogate) + dictionary_pull(harmonics), _report(rollouts)
+    def _draw(self, state, samples):
+        """Centres of the frames of a step, and its key."""
+        frame_key, key = jax.random.split(jax.random.fold_in(state.key, state.step))
+        return jax.random.randint(frame_key, (self.settings.batch,), 0, samples.shape[0]), key
 
-        return jax.grad(objective, has_aux=True)(arrays)
+    def _descend(self, state, objective, frames, inputs):
+        """One step down the mean of an objective of network, harmonics, frame and input, which reports."""
+        arrays, rest = eqx.partition((state.network, state.harmonics), eqx.is_array)
+
+        def mean(arrays, frames, inputs):
+            network, harmonics = eqx.combine(arrays, rest)
+            value, report = jax.vmap(lambda z, x: objective(network, harmonics, z, x))(frames, inputs)
+            return jnp.mean(value) + dictionary_pull(harmonics), jax.tree.map(jnp.mean, report)
+
+        gradient, parts = jax.grad(mean, has_aux=True), self.settings.accumulate
+        if parts == 1:
+            gradients, report = gradient(arrays, frames, inputs)
+        else:
+            split = lambda x: x.reshape(parts, -1, *x.shape[1:])
+            here = jax.tree.map(split, (frames, inputs))
+            _, found = jax.lax.scan(lambda _, part: (None, gradient(arrays, *part)), None, here)
+            gradients, report = jax.tree.map(lambda x: jnp.mean(x, axis=0), found)
+        return self._updated(state, gradients), report
 
     def _updated(self, state, gradients):
         by_network, by_harmonics = gradients
@@ -229,7 +261,9 @@ class Trainer(eqx.Module):
 
     @property
     def _network_rule(self):
-        return optax.adamax(self.settings.network_rate, b1=0.99, b2=0.999)
+        rates = self.settings.imitation_rate, self.settings.network_rate
+        schedule = lambda count: jnp.where(count < self.settings.imitation, *rates)
+        return optax.adamax(schedule, b1=0.99, b2=0.999)
 
     @property
     def _dictionary_rule(self):
@@ -245,15 +279,21 @@ def train_step(
     return trainer.step(state, samples)
 
 
-def _report(rollouts):
-    weight = jax.nn.softmax(rollouts.log_ratio, axis=1)
+@eqx.filter_jit(donate="all-except-first")
+def imitation_step(
+    fixed: tuple[Trainer, Float[Array, " samples"], Guide], state: TrainingState
+) -> tuple[TrainingState, StepReport]:
+    """`Trainer.imitate`, compiled, of `(trainer, samples, guide)`; the memory of the state is used again."""
+    trainer, samples, guide = fixed
+    return trainer.imitate(state, samples, guide)
+
+
+def _report(loss, terms, entropy, effective_samples):
     mean = lambda x: jax.lax.stop_gradient(jnp.mean(x))
-    terms = {
-        name: mean(getattr(rollouts.terms, name)) for name in ("magnitude", "sparse", "agreement", "direct")
-    }
+    names = ("magnitude", "sparse", "agreement", "direct")
     return StepReport(
-        loss=mean(rollouts.loss),
-        entropy=mean(rollouts.entropy),
-        effective_samples=mean(1 / jnp.sum(weight**2, axis=1)),
-        **terms,
+        loss=mean(loss),
+        entropy=mean(entropy),
+        effective_samples=mean(effective_samples),
+        **{name: mean(getattr(terms, name)) for name in names},
     )

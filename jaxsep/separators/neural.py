@@ -13,11 +13,13 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from jaxsep.audio import resample
 from jaxsep.neural.checkpoint import load_checkpoint
+from jaxsep.neural.imitation import Guide
 from jaxsep.neural.loop import STEPS_PER_LINE, train
 from jaxsep.neural.losses import radial_distance
 from jaxsep.neural.prediction import predict
 from jaxsep.neural.training import NeuralSettings, Trainer, TrainingState
 from jaxsep.progress import Progress
+from jaxsep.separators.pursuit import separate
 from jaxsep.separators.separation import Separation, check_request
 from jaxsep.separators.spectra import (
     CHUNK,
@@ -67,6 +69,9 @@ def separate_neural(
 ) -> Separation:
     """Separates a recording by a U-Net that is trained on the recording itself by policy gradients (P2).
 
+    If the settings say so, it begins with the dictionary of a pursuit of the recording, and with imitating
+    its tones: blindly as before, but in minutes instead of hours.
+
     The stems are the network's direct predictions, with phases of their own: they do not sum to the input,
     and hold nothing above half the settings' rate.
 
@@ -77,7 +82,7 @@ def separate_neural(
         num_instruments: at least 1.
         settings: options; `NeuralSettings.paper()` has P2's sizes.
         dictionary: where the dictionary begins, such as one that `separate` learned.
-        minutes: > 0, budget for the training, without compilation.
+        minutes: > 0, budget for the training, without compilation and without the pursuit.
         checkpoint: new file in which the training is kept, every two minutes, at its end and on
             interruption.
         resume: whether to go on from that file.
@@ -108,6 +113,21 @@ def separate_neural(
         state = load_checkpoint(checkpoint, trainer, source)
     else:
         state = trainer.start(None if dictionary is None else dictionary.harmonics, key=key)
+    guide = None
+    if int(state.step) < settings.imitation:
+        pursued = separate(
+            channels.mean(axis=0),
+            sample_rate,
+            num_instruments,
+            dictionary=dictionary,
+            progress=progress,
+            key=key,
+        )
+        spacing = float(pursued.times[1] - pursued.times[0]) * settings.rate
+        guide = Guide.of(pursued.tones, spacing, num_instruments, trainer.axis)
+        if int(state.step) == 0:
+            state = trainer.start(pursued.dictionary.harmonics, key=key)
+        seconds, begin = dict(pursued.seconds), time.perf_counter()
     name = "training"
     left = max(0, settings.steps - int(state.step))
     with progress.stage(name, -(-left // STEPS_PER_LINE)):
@@ -116,6 +136,7 @@ def separate_neural(
             trainer,
             state,
             mono,
+            guide=guide,
             minutes=minutes,
             checkpoint=checkpoint,
             source=source,
