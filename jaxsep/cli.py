@@ -6,7 +6,8 @@ JAX is imported only when there is something to compute, so that help and mistak
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,6 +15,7 @@ from typing import Annotated, Any
 import typer
 
 import jaxsep
+from jaxsep.batch import Job, fingerprint, finished_document, plan
 from jaxsep.options import (
     AsJson,
     Bits,
@@ -29,6 +31,7 @@ from jaxsep.options import (
     OnDevice,
     Preset,
     Recording,
+    Recordings,
     References,
     Search,
     Seed,
@@ -94,7 +97,7 @@ def _root(
 @app.command(cls=ManyValues)
 def separate(
     context: Context,
-    mixture: Recording,
+    mixtures: Recordings,
     num_instruments: Annotated[
         int,
         typer.Option("--instruments", "-n", metavar="N", min=1, max=16, help="How many instruments play."),
@@ -102,6 +105,14 @@ def separate(
     output: Annotated[
         Path, typer.Option("--output", "-o", metavar="OUT", help="New folder for the results.")
     ],
+    shard: Annotated[
+        str | None,
+        typer.Option(
+            metavar="I/N",
+            help="Take the I-th of every N recordings, so that N processes share them; what is finished is "
+            "skipped.",
+        ),
+    ] = None,
     seed: Seed = 0,
     fast: Annotated[
         bool, typer.Option("--fast", help="Half the time or less: --restarts 2 --steps 48 --search greedy.")
@@ -181,52 +192,110 @@ def separate(
     OUT receives the mixture, a stem for each instrument, the dictionary, the tones (CSV), the notes (CSV,
     MIDI, labels for Audacity, layers for Sonic Visualiser), a picture, and a JSON document of settings and
     figures; with --report a page to listen to. It appears complete or not at all.
-    """
-    from jaxsep.audio import OutputFolder, read_audio
 
+    Of several recordings each has such a folder in OUT, named as its file. Those that are there already with
+    the same settings are skipped, and a recording that fails does not stop the others.
+    """
     given = given_options(context, method)
-    check_outside(output, mixture, dictionary, checkpoint, *reference)
     audio = _audio_format(audio_format, bits)
     if reference and not report:
         raise ValueError("--reference is for the page; add --report, or use jaxsep evaluate.")
-    with OutputFolder(output, force=force) as folder, TerminalProgress() as progress:
-        samples, sample_rate = read_audio(mixture)
-        truth = _read_references(reference, num_instruments, samples.shape[1], sample_rate)
-        start_jax(device, cache, no_cache)
-        import jax
+    alone = len(mixtures) == 1 and shard is None
+    for option, value in (("--reference", reference), ("--checkpoint", checkpoint)):
+        if value and not alone:
+            raise ValueError(f"{option}: expected with one recording, got {len(mixtures)}.")
+    jobs = [Job(mixtures[0], output)] if alone else plan(mixtures, output, shard)
+    for job in jobs:
+        check_outside(job.folder, *mixtures, dictionary, checkpoint, *reference)
 
-        from jaxsep.report.tables import to_json
-        from jaxsep.separators import neural, pursuit
-        from jaxsep.separators.neural import NeuralSettings
-        from jaxsep.tones.dictionary import Dictionary
+    def chosen_settings() -> Any:
+        if method is not Method.neural:
+            return pursuit_settings(context, given)
+        from jaxsep.neural.training import NeuralSettings
 
-        if method is Method.neural:
-            settings = getattr(NeuralSettings, preset.value)()
-            options = {"minutes": minutes, "checkpoint": checkpoint, "resume": resume}
-            run = partial(neural.separate_neural, log=folder / "training.jsonl", **options)
+        return getattr(NeuralSettings, preset.value)()
+
+    def work(job: Job, progress: TerminalProgress) -> tuple[dict[str, Any], bool]:
+        """Document of a recording's results, and whether they are new."""
+        from jaxsep.audio import OutputFolder, read_audio
+
+        source = {"file": job.recording.name, "dictionary": None if dictionary is None else dictionary.name}
+        if not alone:
+            source["sha256"] = fingerprint(job.recording)
+            settings = asdict(chosen_settings())
+            about = {"num_instruments": num_instruments, "seed": seed, "settings": settings}
+            known = finished_document(job.folder, {**about, "input": source}, audio[0], report)
+            if known and not force:
+                return known, False
+        with OutputFolder(job.folder, force=force) as folder:
+            samples, sample_rate = read_audio(job.recording)
+            truth = _read_references(reference, num_instruments, samples.shape[1], sample_rate)
+            start_jax(device, cache, no_cache)
+            import jax
+
+            from jaxsep.separators import neural, pursuit
+            from jaxsep.tones.dictionary import Dictionary
+
+            settings = chosen_settings()
+            run: Any = pursuit.separate
+            if method is Method.neural:
+                options = {"minutes": minutes, "checkpoint": checkpoint, "resume": resume}
+                run = partial(neural.separate_neural, log=folder / "training.jsonl", **options)
+            separation = run(
+                samples,
+                sample_rate,
+                num_instruments,
+                settings=settings,
+                dictionary=None if dictionary is None else Dictionary.load(dictionary),
+                progress=progress,
+                key=jax.random.key(seed),
+            )
+            document = _write_results(
+                folder, samples, separation, progress, audio, settings=settings, seed=seed, source=source
+            )
+            if report:
+                _write_page(folder, folder / "report.html", reference, truth, progress)
+        return document, True
+
+    if alone:
+        with TerminalProgress() as progress:
+            document, _ = work(jobs[0], progress)
+        if as_json:
+            _print_json(document)
         else:
-            settings = pursuit_settings(context, given)
-            run = pursuit.separate
-        known = None if dictionary is None else Dictionary.load(dictionary)
-        separation = run(
-            samples,
-            sample_rate,
-            num_instruments,
-            settings=settings,
-            dictionary=known,
-            progress=progress,
-            key=jax.random.key(seed),
-        )
-        source = {"file": mixture.name, "dictionary": None if dictionary is None else dictionary.name}
-        document = _write_results(
-            folder, samples, separation, progress, audio, settings=settings, seed=seed, source=source
-        )
-        if report:
-            _write_page(folder, folder / "report.html", reference, truth, progress)
+            show_separation(document, output)
+        return
+    _work_through(jobs, work, as_json)
+
+
+def _work_through(jobs: list[Job], work: Callable[..., tuple[dict[str, Any], bool]], as_json: bool) -> None:
+    """Every job, whatever happens to the others; raises `ValueError` at the end if some failed."""
+    documents, failed = [], []
+    for number, job in enumerate(jobs, start=1):
+        begin = f"{number} of {len(jobs)}, {job.recording}"
+        try:
+            with TerminalProgress() as progress:
+                progress.say(begin)
+                document, new = work(job, progress)
+        except (ValueError, OSError, FloatingPointError, MemoryError) as error:
+            _complain(f"{job.recording}: {error}")
+            failed.append(str(job.recording))
+            continue
+        documents.append(document)
+        if new and not as_json:
+            show_separation(document, job.folder)
+        elif not as_json:
+            print(f"{begin}: finished before, in {job.folder}")
     if as_json:
-        sys.stdout.write(to_json(document))
-    else:
-        show_separation(document, output)
+        _print_json(documents)
+    if failed:
+        raise ValueError(f"{len(failed)} of {len(jobs)} recordings failed: {', '.join(failed)}.")
+
+
+def _print_json(document: Any) -> None:
+    from jaxsep.report.tables import to_json
+
+    sys.stdout.write(to_json(document))
 
 
 @app.command(cls=ManyValues)

@@ -23,6 +23,7 @@ __all__ = [
     "OnDevice",
     "Preset",
     "Recording",
+    "Recordings",
     "References",
     "Search",
     "Seed",
@@ -87,8 +88,18 @@ class Kind(StrEnum):
     linear = "linear"
 
 
+_READABLE = "(WAV, FLAC, AIFF, Ogg, MP3)"
+
+Recordings = Annotated[
+    list[Path],
+    typer.Argument(
+        metavar="MIX...",
+        help=f"The recording {_READABLE}; with several, OUT has a folder for each.",
+        show_default=False,
+    ),
+]
 Recording = Annotated[
-    Path, typer.Argument(metavar="MIX", help="The recording (WAV, FLAC, AIFF, Ogg, MP3).", show_default=False)
+    Path, typer.Argument(metavar="MIX", help=f"The recording {_READABLE}.", show_default=False)
 ]
 Seed = Annotated[
     int, typer.Option(metavar="S", min=0, max=2**32 - 1, help="The same seed gives the same result.")

@@ -52,6 +52,10 @@ class TerminalProgress(Progress):
     ) -> None:
         self._bars.stop()
 
+    def say(self, line: str) -> None:
+        """A line above the bars."""
+        self._console.print(line, highlight=False, markup=False)
+
     def begin(self, name: str, total: int) -> None:
         """A stage begins."""
         task = self._bars.add_task(name, total=None, note="compiling…")

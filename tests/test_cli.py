@@ -705,3 +705,125 @@ class TestProgress:
             with progress.stage("pursuit", 1):
                 _ = 1 / 0
         assert [line.split(":")[0] for line in console.file.getvalue().splitlines()] == ["learning"]
+
+
+class TestManyRecordings:
+    @pytest.fixture
+    def three(self, workplace, quick):
+        for name, pitch in (("a", 440.0), ("b", 550.0), ("c", 660.0)):
+            write(f"{name}.wav", sinusoid(pitch))
+        return quick
+
+    def separate(self, *arguments):
+        return run("separate", "a.wav", "b.wav", "c.wav", "-n", 2, "-o", "out", *arguments)
+
+    def test_each_has_its_folder(self, three, workplace):
+        code, out, err = self.separate()
+        assert code == 0
+        assert len(three) == 3
+        for name in "abc":
+            folder = workplace / "out" / name
+            assert {path.name for path in folder.iterdir()} == RESULTS
+            document = json.loads((folder / "separation.json").read_text())
+            assert document["input"]["file"] == f"{name}.wav"
+            assert f"results: out/{name}/" in out
+        assert "2 of 3, b.wav" in err
+
+    def test_what_is_finished_is_skipped(self, three, workplace):
+        assert self.separate("--shard", "2/2")[0] == 0
+        assert [path.name for path in (workplace / "out").iterdir()] == ["b"]
+        before = contents(workplace / "out" / "b")
+        code, out, _ = self.separate()
+        assert (code, len(three)) == (0, 3)
+        assert "2 of 3, b.wav: finished before, in out/b" in out
+        assert contents(workplace / "out" / "b") == before
+        assert self.separate("--force")[0] == 0
+        assert len(three) == 6
+
+    @pytest.mark.parametrize("change", ["settings", "seed", "input", "instruments", "cut", "suffix"])
+    def test_what_was_asked_for_differently_is_not_finished(self, three, workplace, change):
+        assert self.separate()[0] == 0
+        options = {"settings": ["--hop", 256], "seed": ["--seed", 1], "suffix": ["--format", "flac"]}
+        if change == "input":
+            write("b.wav", sinusoid(551.0))
+        if change == "cut":
+            (workplace / "out" / "b" / "stem-1.wav").unlink()
+        if change == "instruments":
+            options["instruments"] = ["-n", 3]
+        before = contents(workplace / "out")
+        code, _, err = self.separate(*options.get(change, []))
+        assert code == 2
+        assert "b.wav: The folder out/b is not empty" in err.replace(str(workplace) + "/", "")
+        assert contents(workplace / "out") == before
+
+    def test_one_that_fails_does_not_stop_the_others(self, three, workplace):
+        (workplace / "b.wav").write_bytes(b"no sound")
+        code, _, err = self.separate()
+        assert code == 2
+        assert "jaxsep: b.wav: b.wav is not audio" in err
+        assert err.splitlines()[-1] == "jaxsep: 1 of 3 recordings failed: b.wav."
+        assert sorted(path.name for path in (workplace / "out").iterdir()) == ["a", "c"]
+
+    def test_shards_share_the_recordings(self, three, workplace):
+        assert [self.separate("--shard", f"{n}/2")[0] for n in (1, 2)] == [0, 0]
+        assert len(three) == 3
+        code, out, _ = self.separate("--json", "--shard", "1/5")
+        assert (code, [document["input"]["file"] for document in json.loads(out)]) == (0, ["a.wav"])
+        assert len(three) == 3
+        assert self.separate("--shard", "5/5")[0] == 0
+
+    @pytest.mark.parametrize("shard", ["0/2", "3/2", "1", "1/2/3", "-1/2", "a/b", "1/0", "¹/2"])
+    def test_impossible_shards(self, three, shard):
+        code, _, err = self.separate(f"--shard={shard}")
+        assert code == 2
+        assert err == f"jaxsep: --shard: expected I/N with 1 <= I <= N, such as 2/8, got {shard!r}.\n"
+
+    def test_what_belongs_to_one_recording(self, three, workplace):
+        assert self.separate("--checkpoint", "x.npz", "--method", "neural")[0] == 2
+        code, _, err = run(
+            "separate", "a.wav", "b.wav", "-n", 1, "-o", "o", "--report", "--reference", "c.wav"
+        )
+        assert (code, err) == (2, "jaxsep: --reference: expected with one recording, got 2.\n")
+        (workplace / "d").mkdir()
+        (workplace / "d" / "a.flac").write_bytes(b"")
+        code, _, err = run("separate", "a.wav", "d/a.flac", "-n", 2, "-o", "out")
+        assert code == 2
+        assert err.startswith("jaxsep: a.wav and d/a.flac would share the folder out/a;")
+        assert not (workplace / "out").exists()
+
+    def test_a_killed_run_goes_on_and_ends_with_the_same_files(self, workplace):
+        for name, pitch in (("a", 440.0), ("b", 550.0), ("c", 660.0)):
+            write(f"{name}.wav", sinusoid(pitch))
+        code = (
+            "import os, signal, sys; sys.path[:0] = sys.argv[1].split(os.pathsep)\n"
+            "from test_report import synthetic_separation\n"
+            "from jaxsep import cli; from jaxsep.separators import pursuit\n"
+            "calls = []\n"
+            "def separate(*arguments, **options):\n"
+            "    calls.append(1)\n"
+            "    if len(calls) == int(sys.argv[2]): os.kill(os.getpid(), signal.SIGKILL)\n"
+            "    return synthetic_separation()\n"
+            "pursuit.separate = separate\n"
+            "sys.exit(cli.main(['separate', 'a.wav', 'b.wav', 'c.wav', '-n', '2', '-o', sys.argv[3]]))"
+        )
+        places = os.pathsep.join(sys.path)
+        start = lambda kill, output: in_process(code, places, str(kill), output, cwd=workplace)
+        killed = start(2, "out")
+        killed.communicate()
+        assert killed.returncode == -signal.SIGKILL
+        assert (workplace / "out" / "a").is_dir()
+        assert not (workplace / "out" / "b").exists()
+        for output in ("out", "whole"):
+            process = start(0, output)
+            _, err = process.communicate()
+            assert process.returncode == 0, err
+        for name in "abc":
+            mine, other = (workplace / place / name for place in ("out", "whole"))
+            assert {path.name for path in mine.iterdir()} == {path.name for path in other.iterdir()}
+            for path in mine.iterdir():
+                if path.suffix == ".wav":  # the header tells the time of writing
+                    np.testing.assert_array_equal(
+                        soundfile.read(path)[0], soundfile.read(other / path.name)[0]
+                    )
+                elif path.name != "separation.json":  # which tells how long it took
+                    assert path.read_bytes() == (other / path.name).read_bytes(), path.name

@@ -117,7 +117,7 @@ def versions() -> dict[str, str]:
     return {"jaxsep": jaxsep.__version__, "python": platform.python_version(), **packages}
 
 
-def to_json(document: dict[str, Any]) -> str:
+def to_json(document: dict[str, Any] | list[dict[str, Any]]) -> str:
     """Text of a document; a number that is not finite raises `ValueError`, as JSON has none."""
     return json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 

@@ -1,0 +1,80 @@
+"""Many recordings: which of them this process takes, where their results go, and which are there already."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+__all__ = ["Job", "fingerprint", "finished_document", "plan"]
+
+
+class Job(NamedTuple):
+    """A recording and the folder for its results."""
+
+    recording: Path
+    folder: Path
+
+
+def plan(recordings: Sequence[Path], output: Path, shard: str | None) -> list[Job]:
+    """The jobs of one process, with a folder of `output` for each recording, named as its file.
+
+    Arguments:
+        recordings: in the same order for every process.
+        output: folder of the folders.
+        shard: "I/N" takes the I-th of every N recordings, I from 1 to N; None takes all.
+
+    Raises: `ValueError` for two recordings of one name, and for anything else than such a shard.
+    """
+    jobs: dict[str, Job] = {}
+    for recording in recordings:
+        name = recording.stem
+        if name in jobs:
+            raise ValueError(
+                f"{jobs[name].recording} and {recording} would share the folder {output / name}; "
+                "rename one of them."
+            )
+        jobs[name] = Job(recording, output / name)
+    number, count = (1, 1) if shard is None else _parse(shard)
+    return list(jobs.values())[number - 1 :: count]
+
+
+def _parse(shard):
+    parts = shard.split("/")
+    if len(parts) == 2 and all(part.isascii() and part.isdecimal() for part in parts):
+        number, count = map(int, parts)
+        if 1 <= number <= count:
+            return number, count
+    raise ValueError(f"--shard: expected I/N with 1 <= I <= N, such as 2/8, got {shard!r}.")
+
+
+def fingerprint(path: Path) -> str:
+    """SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def finished_document(
+    folder: Path, wanted: dict[str, Any], suffix: str, report: bool
+) -> dict[str, Any] | None:
+    """The document of a folder's results, if they are of a separation that was asked for in the same way.
+
+    Arguments:
+        folder: of the results, which appears complete or not at all.
+        wanted: `num_instruments`, `seed`, `settings` and `input` that its document must have; of the input,
+            what is known before it is read.
+        suffix: of the stems.
+        report: whether the listening page must be there.
+    """
+    try:
+        document = json.loads((folder / "separation.json").read_text(encoding="utf-8"))
+        given = {**{name: document[name] for name in wanted}, "input": {}}
+        given["input"] = {name: document["input"][name] for name in wanted["input"]}
+        files = [document["mixture"], *document["stems"]]
+    except (OSError, KeyError, TypeError, ValueError):
+        return None
+    # Through JSON, in which a tuple is a list.
+    same = given == json.loads(json.dumps(wanted))
+    there = all((folder / name).is_file() and name.endswith(suffix) for name in files)
+    page = not report or (folder / "report.html").is_file()
+    return document if same and there and page else None
