@@ -12,6 +12,7 @@ _HOME = {
     "read_audio": "audio",
     "resample": "audio",
     "write_audio": "audio",
+    "over_frames": "devices",
     "GaussianSTFT": "signal.stft",
     "log_frequency_spectrogram": "signal.log_frequency",
     "mel_spectrogram": "signal.mel",

@@ -6,9 +6,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from jaxsep.devices import parallel_map
 from jaxsep.dictionary.learning import DictionaryLearner
 from jaxsep.progress import Progress
-from jaxsep.pursuit.search import parallel_map, pursue
+from jaxsep.pursuit.search import pursue
 
 __all__ = ["Restart", "learn_dictionaries"]
 

@@ -5,11 +5,8 @@ much lower loss. A frame nearby that got them right offers them: refined and kep
 they lower P1's objective without changing it.
 """
 
-import os
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 import equinox as eqx
 import jax
@@ -17,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from jaxsep.devices import parallel_map
 from jaxsep.pursuit.moves import arrange, exchanged, from_neighbours, reselected, without
 from jaxsep.pursuit.refinement import refine
 from jaxsep.pursuit.tone_pursuit import TonePursuit
@@ -30,7 +28,6 @@ __all__ = [
     "explore",
     "improve",
     "moves",
-    "parallel_map",
     "propagate",
     "pursue",
     "refit",
@@ -368,23 +365,6 @@ def propagate(
                 found = improve(found, frames, refined)[0]
             advance()
     return found
-
-
-def parallel_map(function: Callable[[Any], Any], items: Iterable[Any]) -> Iterable[Any]:
-    """`map` in order, on a CPU with a thread per core: compiled programs of one device run side by side."""
-    workers = (os.cpu_count() or 1) if jax.default_backend() == "cpu" else 1
-    pool = ThreadPoolExecutor(workers)
-    double = jax.config.jax_enable_x64  # which `jax.enable_x64` switches for the calling thread alone
-
-    def run(item):
-        with jax.enable_x64(double):
-            return function(item)
-
-    try:
-        yield from pool.map(run, items)
-    finally:
-        # After an error or an interruption nobody waits for what still runs.
-        pool.shutdown(wait=False, cancel_futures=True)
 
 
 @eqx.filter_jit

@@ -13,9 +13,10 @@ from jaxsep.blasso.patterns import Patterns
 from jaxsep.blasso.projection import Projection
 from jaxsep.blasso.proximal import BeurlingLasso
 from jaxsep.blasso.support import spikes_as_tones
+from jaxsep.devices import parallel_map
 from jaxsep.pursuit.lifting import LiftedLoss, power
 from jaxsep.pursuit.refinement import prune
-from jaxsep.pursuit.search import CHUNK, Decomposition, parallel_map, refit
+from jaxsep.pursuit.search import CHUNK, Decomposition, refit
 from jaxsep.pursuit.tone_pursuit import TonePursuit
 from jaxsep.tones.tones import Tones
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxsep.pursuit.search import parallel_map
+from jaxsep.devices import parallel_map
 from jaxsep.signal.log_frequency import log_frequency_spectrogram
 from jaxsep.signal.masks import ratio_masks, unit_phase
 from jaxsep.signal.stft import GaussianSTFT

@@ -1,0 +1,80 @@
+"""Work spread over the devices of a machine, and of several machines."""
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from queue import SimpleQueue
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, PartitionSpec
+from jaxtyping import PyTree
+
+__all__ = ["over_frames", "parallel_map"]
+
+
+def over_frames(
+    function: Callable[..., PyTree], devices: Sequence[jax.Device] | None = None
+) -> Callable[..., PyTree]:
+    """A function of frames that computes each part of them on a device of its own.
+
+    `function(frames, *shared)` takes arrays whose first axis counts frames, and arguments that all frames
+    share, such as a dictionary, and returns arrays whose first axis counts frames: `TonePursuit` is one. The
+    result takes and gives the same. It runs inside `jit`, and can be differentiated if the function can.
+
+    Where several processes work together (`jax.distributed`), all of them call it with the same arguments,
+    inside `jit`, and each has its part of the result; `process_allgather` of
+    `jax.experimental.multihost_utils` gives everyone the whole.
+
+    Arguments:
+        function: of frames, each of which is computed independently of the others.
+        devices: default: all that there are, of all processes.
+    """
+    devices = jax.devices() if devices is None else devices
+    mesh = Mesh(np.array(devices), ("frames",))
+
+    def mapped(frames, *shared):
+        num_frames = jax.tree.leaves(frames)[0].shape[0]
+        extra = -num_frames % len(devices)
+        # With the last frame: zeros may be no frame at all.
+        pad = lambda x: jnp.pad(x, [(0, extra)] + [(0, 0)] * (x.ndim - 1), mode="edge") if extra else x
+        parts, whole = PartitionSpec("frames"), PartitionSpec()
+        spread = jax.shard_map(
+            function, mesh=mesh, in_specs=(parts, *[whole] * len(shared)), out_specs=parts, check_vma=False
+        )
+        found = spread(jax.tree.map(pad, frames), *shared)
+        return jax.tree.map(lambda x: x[:num_frames], found) if extra else found
+
+    return mapped
+
+
+def parallel_map(function: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:
+    """`map` in order, with a thread for every device of this process, or for every core of a lone CPU.
+
+    Compiled programs of one CPU device run side by side, so that more devices than one gain nothing there.
+    """
+    chosen = jax.config.jax_default_device
+    devices = jax.local_devices() if chosen is None else [chosen]
+    if len(devices) == 1 and jax.default_backend() == "cpu":
+        devices = devices * (os.cpu_count() or 1)
+    free: SimpleQueue = SimpleQueue()
+    for device in devices:
+        free.put(device)
+    pool = ThreadPoolExecutor(len(devices))
+    double = jax.config.jax_enable_x64  # which `jax.enable_x64` switches for the calling thread alone
+
+    def run(item):
+        device = free.get()
+        try:
+            with jax.enable_x64(double), jax.default_device(device):
+                return function(item)
+        finally:
+            free.put(device)
+
+    try:
+        yield from pool.map(run, items)
+    finally:
+        # After an error or an interruption nobody waits for what still runs.
+        pool.shutdown(wait=False, cancel_futures=True)

@@ -1,0 +1,123 @@
+"""Frames spread over devices and processes give what one device gives; few programs serve many calls."""
+
+import os
+import socket
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from problems import AXIS, DICTIONARY, duets, render_notes
+
+from jaxsep.devices import over_frames, parallel_map
+from jaxsep.pursuit.lifting import LiftedLoss
+from jaxsep.pursuit.tone_pursuit import TonePursuit
+
+PURSUIT = TonePursuit(LiftedLoss(AXIS))
+
+#: Tones of 21 frames by `TonePursuit`, on all devices of all processes, written as an array.
+PROGRAM = """
+import os, sys
+import jax
+jax.config.update("jax_num_cpu_devices", int(os.environ["DEVICES"]))
+if "PROCESSES" in os.environ:
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    number = lambda name: int(os.environ[name])
+    jax.distributed.initialize(os.environ["COORDINATOR"], number("PROCESSES"), number("PROCESS"))
+import numpy as np
+sys.path[:0] = os.environ["PLACES"].split(os.pathsep)
+import jaxsep
+from test_devices import PURSUIT
+from jax.experimental.multihost_utils import process_allgather
+with np.load(sys.argv[1]) as content:
+    spectra, harmonics = content["spectra"], content["harmonics"]
+assert len(jax.devices()) == int(os.environ["DEVICES"]) * int(os.environ.get("PROCESSES", 1))
+run = jax.jit(jaxsep.over_frames(PURSUIT))
+found = run(spectra, harmonics)
+tones = process_allgather(found.tones, tiled=True)
+fields = ("amplitude", "fundamental", "width", "inharmonicity", "instrument", "active")
+slope = jax.jit(jax.grad(lambda h: jax.numpy.sum(run(spectra, h).tones.amplitude)))(harmonics)
+np.savez(sys.argv[2], slope=slope, **{name: getattr(tones, name) for name in fields})
+"""
+
+
+def problem():
+    """Spectra of 21 frames and their dictionary."""
+    spectra = np.stack([render_notes(notes) for notes in duets(21, seed=4)])
+    return np.asarray(spectra, np.float32), np.asarray(DICTIONARY, np.float32)
+
+
+@pytest.fixture(scope="module")
+def given(tmp_path_factory):
+    """A file of the problem, the tones that one device finds, and the derivative of their amplitudes."""
+    path = tmp_path_factory.mktemp("devices") / "given.npz"
+    spectra, harmonics = problem()
+    np.savez(path, spectra=spectra, harmonics=harmonics)
+    total = lambda h: (jnp.sum((found := PURSUIT(jnp.asarray(spectra), h).tones).amplitude), found)
+    slope, tones = jax.jit(jax.grad(total, has_aux=True))(jnp.asarray(harmonics))
+    assert np.all(np.sum(tones.active, axis=1) == 2)
+    return path, tones, slope
+
+
+def start(path, output, **variables):
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "PLACES": os.pathsep.join(sys.path)}
+    environment |= {name.upper(): str(value) for name, value in variables.items()}
+    return subprocess.Popen(
+        [sys.executable, "-c", PROGRAM, path, output], env=environment, stderr=subprocess.PIPE, text=True
+    )
+
+
+def check(path, tones, slope):
+    with np.load(path) as found:
+        np.testing.assert_allclose(found["slope"], slope, rtol=1e-2, atol=1e-2 * np.abs(slope).max())
+        np.testing.assert_array_equal(found["active"], tones.active)
+        np.testing.assert_array_equal(found["instrument"], tones.instrument)
+        for name in ("amplitude", "fundamental", "width", "inharmonicity"):
+            scale = {"amplitude": 1, "fundamental": 1, "width": 1, "inharmonicity": 1e-3}[name]
+            np.testing.assert_allclose(found[name], getattr(tones, name), rtol=1e-4, atol=1e-4 * scale)
+
+
+def finish(*processes):
+    for process in processes:
+        _, err = process.communicate(timeout=300)
+        assert process.returncode == 0, err
+
+
+def test_two_devices_find_the_tones_of_one(given, tmp_path):
+    path, *expected = given
+    finish(start(path, tmp_path / "two.npz", devices=2))
+    check(tmp_path / "two.npz", *expected)
+
+
+@pytest.mark.slow
+def test_two_processes_find_the_tones_of_one(given, tmp_path):
+    path, *expected = given
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        coordinator = f"127.0.0.1:{free.getsockname()[1]}"
+    options = {"devices": 1, "processes": 2, "coordinator": coordinator}
+    outputs = [tmp_path / f"process{n}.npz" for n in range(2)]
+    finish(*(start(path, output, process=n, **options) for n, output in enumerate(outputs)))
+    for output in outputs:
+        check(output, *expected)
+
+
+def test_one_device_and_frames_with_several_arrays():
+    doubled = over_frames(
+        lambda frames, factor: {"sum": frames["a"] * factor + frames["b"]}, jax.devices()[:1]
+    )
+    frames = {"a": jnp.arange(5.0), "b": jnp.ones(5)}
+    np.testing.assert_array_equal(doubled(frames, 2.0)["sum"], 2 * np.arange(5) + 1)
+
+
+def test_parallel_map_keeps_order_precision_and_device(x64):
+    def work(number):
+        return number, jnp.zeros(1).dtype, jax.config.jax_default_device
+
+    found = list(parallel_map(work, range(20)))
+    assert [number for number, _, _ in found] == list(range(20))
+    assert {(str(dtype), device) for _, dtype, device in found} == {("float64", jax.devices()[0])}
+    with pytest.raises(ZeroDivisionError):
+        list(parallel_map(lambda number: 1 / number, [1, 0]))
