@@ -104,6 +104,7 @@ def test_gaps_are_closed(proximal_steps, dtype):
         assert excess <= (1e-9 if dtype == np.float64 else 1e-4)
 
 
+@pytest.mark.slow
 def test_the_proximal_gradient_and_one_projection_agree(x64):
     direct, iterated = solved(jnp.dtype("float64"), 0)[0], solved(jnp.dtype("float64"), 400)[0]
     assert np.all(iterated.proximal_steps < 400)  # it certified itself

@@ -217,6 +217,7 @@ def test_a_batch_is_a_loop(dtype):
         )
 
 
+@pytest.mark.slow
 def test_jit_is_eager(x64):
     patterns, signals = patterns_of(jnp.float64), signals_of(2, seed=7)
     eager, jitted = Projection()(patterns, signals, 0.7), project(Projection(), patterns, signals, 0.7)
@@ -224,6 +225,7 @@ def test_jit_is_eager(x64):
     np.testing.assert_array_equal(eager.outcome._value, jitted.outcome._value)
 
 
+@pytest.mark.slow
 def test_a_warm_start_takes_fewer_steps(x64):
     patterns, signals = patterns_of(jnp.float64), signals_of(10, seed=8)
     cold = project(Projection(), patterns, signals, 0.3)
@@ -251,6 +253,7 @@ def test_impossible_signals_say_so_and_leave_the_others(dtype):
     assert "NaN" in kinds[kinds.invalid_signal]
 
 
+@pytest.mark.slow
 def test_other_outcomes(x64):
     patterns, signals = patterns_of(jnp.float64), signals_of(1, seed=10)
 

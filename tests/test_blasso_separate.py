@@ -76,6 +76,7 @@ def test_more_tones_per_instrument():
     assert_sum(result, mixture())
 
 
+@pytest.mark.slow
 def test_silence_within_a_recording_has_no_tones():
     samples = np.concatenate([np.zeros(RATE, np.float32), mixture()])
     result = separated(samples)

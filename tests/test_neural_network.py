@@ -54,6 +54,7 @@ def test_convolutions_and_their_adjoints(kernel, stride, x64):
         assert float(jnp.vdot(y, z)) == pytest.approx(float(jnp.vdot(x, back)), rel=1e-10)
 
 
+@pytest.mark.slow
 def test_the_network_is_the_same_by_both_methods_and_in_a_batch(x64):
     def net(method):
         made = UNet.create(3, 5, strides=(4, 3, 2), widths=(4, 6, 8), method=method, key=jax.random.key(0))

@@ -253,6 +253,7 @@ def test_the_score_has_mean_zero(x64):
         assert np.max(error) > 0
 
 
+@pytest.mark.slow
 def test_samples_of_a_frame_and_their_counts(x64):
     table, harmonics, frame = toy()
     estimator = Estimator(PredictionLoss(), AXIS, (3, 2))

@@ -70,6 +70,7 @@ def test_a_step_changes_everything_and_compiles_once():
     assert len(traces) == 1
 
 
+@pytest.mark.slow
 def test_accumulated_parts_are_the_whole_batch():
     frames = jax.vmap(lambda c: trainer().frame(SAMPLES, c))(jnp.arange(4) * 500)
     whole, _ = eqx.filter_jit(trainer().learn)(start(), frames, key=jax.random.key(1))
@@ -102,6 +103,7 @@ def test_adamax_takes_the_largest_harmonic_of_each_instrument(x64):
 # ---- The loop and its checkpoints --------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_resuming_continues_bit_for_bit(tmp_path, monkeypatch):
     monkeypatch.setattr(loop, "STEPS_PER_LINE", 2)
     whole = train(trainer(), start(), SAMPLES)

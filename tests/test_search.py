@@ -284,6 +284,7 @@ def test_silence_has_no_tones():
     assert np.all(np.isfinite(result.cost_trace))
 
 
+@pytest.mark.slow
 def test_more_instruments_than_tones():
     few = recording()[:3]
     rows = jnp.concatenate([HARMONICS, HARMONICS[:1] ** 2])

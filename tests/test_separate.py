@@ -248,6 +248,7 @@ def test_a_dictionary_is_learned_if_none_is_given():
         assert 0 < listener.steps[name] <= total
 
 
+@pytest.mark.slow
 def test_the_same_key_gives_the_same_result():
     first, again = learned()[0], separate(mixture(), RATE, 2, settings=QUICK, key=KEY)
     for one, two in zip(jax.tree.leaves(first.tones), jax.tree.leaves(again.tones), strict=True):
