@@ -110,7 +110,8 @@ axes[0].set_xlim(0, 1250)
 axes[1].set_xlim(350, 850)
 axes[0].legend(loc="lower right", fontsize=8)
 plt.show()
-assert likeness["logarithmic"] > 0.9999 and likeness["linear"] < 0.8
+assert likeness["logarithmic"] > 0.9999
+assert likeness["linear"] < 0.8
 
 # %% [markdown]
 # ## Stiff strings: inharmonicity
@@ -161,8 +162,8 @@ assert abs(measured / STIFFNESS - 1) < 0.05
 # ## p: how partials add
 #
 # Where two partials meet, the sum depends on their phases, which a magnitude spectrum does not know. Grey:
-# the true sums of two equal partials for 40 phases. The model adds `(Σ y^p)^(1/p)`: with p = 1, the default, it
-# is the largest possible sum, with p = 2 the mean power.
+# the true sums of two equal partials for 40 phases. The model adds `(Σ y^p)^(1/p)`: with p = 1, the default,
+# it is the largest possible sum, with p = 2 the mean power.
 
 # %%
 apart = 1.5
