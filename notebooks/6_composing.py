@@ -66,8 +66,8 @@ number = np.arange(1, harmonics.shape[1] + 1)
 axes.bar(number, by_theorem, color=BLUE, width=0.7, label="implicit function theorem")
 axes.plot(number, by_difference, "o", color=ORANGE, markersize=4, label="finite differences")
 axes.axhline(0, color="0.7", linewidth=0.8)
-axes.set(xlabel="harmonic", ylabel="derivative of the loudness", xticks=number)
-axes.legend(fontsize=8)
+axes.set(xlabel="harmonic", ylabel="derivative of the loudness", xticks=number, ylim=(-0.26, 0.06))
+axes.legend(fontsize=8, ncols=2, loc="upper right")
 plt.show()
 np.testing.assert_allclose(by_theorem, by_difference, atol=0.02)
 
@@ -75,7 +75,7 @@ np.testing.assert_allclose(by_theorem, by_difference, atol=0.02)
 # ## A model around it
 #
 # The instrument is known. It was recorded through a microphone that is not: every spectrum is multiplied by a
-# response R over frequency. The model has R as nine numbers, and
+# response R over frequency. The model has R as thirteen numbers, and
 #
 # - its **encoder** divides the spectrum by R and hands it to the pursuit,
 # - its **decoder** is the tone model, times R.
@@ -83,7 +83,7 @@ np.testing.assert_allclose(by_theorem, by_difference, atol=0.02)
 # It is trained to reproduce the spectra. Nobody tells it a pitch or the response.
 
 # %%
-knots = jnp.linspace(300, 940, 9)
+knots = jnp.linspace(300, 940, 13)
 bins = jnp.arange(axis.num_bins)
 
 
@@ -105,7 +105,7 @@ def decibels(response):
     return 20 * np.log10(np.asarray(response))
 
 
-# The truth: a hole in the middle, and less and less bass. 48 notes with a little noise.
+# The truth: little bass, and a hole at 1.5 kHz. 48 notes with a little noise.
 place = (np.asarray(bins) - 620) / 320
 true_response = 10 ** ((5 * np.sin(2.5 * place) - 6 * np.exp(-18 * (place - 0.1) ** 2)) / 20)
 notes = jax.vmap(note)(jnp.asarray(random.uniform(330, 560, 48), jnp.float32))
@@ -162,6 +162,8 @@ left.minorticks_off()
 left.legend(fontsize=8)
 right.semilogy(losses, color=BLUE)
 right.set(xlabel="step", ylabel="loss")
+right.set_yticks([0.1, 0.2, 0.5], ["0.1", "0.2", "0.5"])
+right.minorticks_off()
 plt.show()
 
 # %% [markdown]
