@@ -31,6 +31,13 @@ def over_frames(
     Arguments:
         function: of frames, each of which is computed independently of the others.
         devices: default: all that there are, of all processes.
+
+    Example:
+        >>> pursuit = jax.jit(jaxsep.over_frames(jaxsep.TonePursuit()))
+        >>> harmonics = 0.5 ** jnp.arange(25.0)[None]
+        >>> found = pursuit(jnp.zeros((3, 1024)), harmonics)  # [frames, bins]
+        >>> found.loss.shape
+        (3,)
     """
     devices = jax.devices() if devices is None else devices
     mesh = Mesh(np.array(devices), ("frames",))

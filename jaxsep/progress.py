@@ -11,6 +11,14 @@ class Progress:
 
     Derive from it and override `begin`, `advance` and `end` to show a bar. `advance` may be called from
     several threads.
+
+    Example:
+        >>> class Printed(jaxsep.Progress):
+        ...     def begin(self, name, total):
+        ...         print(f"{name}: {total} steps")
+        >>> with Printed().stage("tuning", 3):
+        ...     pass
+        tuning: 3 steps
     """
 
     @contextmanager

@@ -64,5 +64,12 @@ def alpha_max(patterns: Patterns, target: Float[Array, " bins"], *, signed: bool
     """The smallest α at which the decomposition of `target` is 0: `max_i sup_x ⟨ψ_i(· - x), b⟩`.
 
     With `signed` measures it is the largest modulus. 0 if nothing correlates positively.
+
+    Example:
+        >>> bump = lambda distance: jnp.exp(-0.5 * (distance / 2) ** 2)
+        >>> patterns = jaxsep.Patterns.from_functions([bump], num_bins=40, support=(-12.0, 12.0))
+        >>> signal = bump(jnp.arange(40.0) - 20.25)
+        >>> print(jaxsep.alpha_max(patterns, signal).round(2))  # the pattern's energy, √π · 2
+        3.54
     """
     return jnp.maximum(jnp.max(patterns.peaks(target, signed=signed).value), 0)

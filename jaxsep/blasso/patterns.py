@@ -54,6 +54,13 @@ class Patterns(eqx.Module):
         first_offset: of the table's first entry from the shift, in bins.
         shifts: the smallest and largest shift, whole bins; not used on a circle.
         circle: whether bins and shifts are taken modulo `num_bins`.
+
+    Example:
+        >>> bump = lambda distance: jnp.exp(-0.5 * (distance / 2) ** 2)
+        >>> patterns = jaxsep.Patterns.from_functions([bump], num_bins=40, support=(-12.0, 12.0))
+        >>> shapes, slopes, curvatures = patterns.atoms(jnp.array([20.25]), jnp.array([0]))
+        >>> bool(jnp.allclose(shapes[0], bump(jnp.arange(40.0) - 20.25), atol=1e-5))
+        True
     """
 
     table: Float[Array, "patterns nodes span"]

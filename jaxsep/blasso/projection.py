@@ -101,6 +101,14 @@ class Projection(eqx.Module):
         max_steps: at most.
         num_lanes: signals iterated at once (default: what suits the platform).
         adjoint: how the solution is differentiated, `Implicit()` or `Unrolled()`.
+
+    Example:
+        >>> bump = lambda distance: jnp.exp(-0.5 * (distance / 2) ** 2)
+        >>> patterns = jaxsep.Patterns.from_functions([bump], num_bins=40, support=(-12.0, 12.0))
+        >>> signal, bound = bump(jnp.arange(40.0) - 20.25), 1.0
+        >>> projected = jax.jit(jaxsep.Projection(max_spikes=4))(patterns, signal[None], bound)
+        >>> print(jnp.max(patterns.peaks(projected.point[0]).value).round(3))
+        1.0
     """
 
     signed: bool = eqx.field(static=True, default=False)

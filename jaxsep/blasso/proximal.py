@@ -76,6 +76,15 @@ class BeurlingLasso(eqx.Module):
         projection: how to project; its tolerance is that of the relative gap.
         proximal_steps: iterations at most.
         step_size: τ, by default 1 / number of patterns, the largest that always converges.
+
+    Example:
+        >>> bump = lambda distance: jnp.exp(-0.5 * (distance / 2) ** 2)
+        >>> patterns = jaxsep.Patterns.from_functions([bump], num_bins=40, support=(-12.0, 12.0))
+        >>> signal = bump(jnp.arange(40.0) - 20.25)
+        >>> lasso = jaxsep.BeurlingLasso(jaxsep.Projection(max_spikes=4), proximal_steps=0)
+        >>> found = jax.jit(lasso)(patterns, signal[None], 0.1 * jaxsep.alpha_max(patterns, signal))
+        >>> print(found.spikes.position[found.spikes.active].round(2))
+        [20.25]
     """
 
     projection: Projection = Projection()

@@ -38,6 +38,15 @@ def support(
 
     Returns: `[frames, spikes]`; amplitudes refer to a dictionary's patterns as they were before the lift and
     the division by their norm.
+
+    Example:
+        >>> bump = lambda distance: jnp.exp(-0.5 * (distance / 2) ** 2)
+        >>> patterns = jaxsep.Patterns.from_functions([bump], num_bins=40, support=(-12.0, 12.0))
+        >>> signal = bump(jnp.arange(40.0) - 20.25)[None]
+        >>> spikes = jax.jit(jaxsep.Projection(max_spikes=4))(patterns, signal, 0.35).spikes
+        >>> tones = jaxsep.support(patterns, signal, spikes)
+        >>> print(spikes.amplitude[spikes.active].round(1), tones.amplitude[tones.active].round(2))
+        [0.9] [1.]
     """
 
     shapes, targets, start = freeze((patterns, signals, spikes))

@@ -103,6 +103,15 @@ class Alternation(eqx.Module):
         descents: steps of the modified Adam per round.
         learning_rate: of the first round; it falls with 1 / round, and starts at half with all frames.
         learn: whether the dictionary may change; otherwise the instruments are not assigned by pitch either.
+
+    Example:
+        >>> partial = lambda place: jnp.exp(-0.5 * ((jnp.arange(1024.0) - place) / 1.91) ** 2)
+        >>> spectra = (partial(400.25) + 0.5 * partial(502.65))[None]  # an octave is 102.4 bins
+        >>> alternation = jaxsep.Alternation(rounds=1, spans=(1,), descents=2)
+        >>> spectra = np.repeat(np.asarray(spectra), 4, axis=0)  # four equal frames
+        >>> found = alternation(jaxsep.TonePursuit(), spectra, [jnp.array([[1.0, 0.4]])])
+        >>> found.loss.shape, found.harmonics.shape, len(found.cost_trace)
+        ((4,), (1, 2), 3)
     """
 
     voices: VoiceModel = VoiceModel()

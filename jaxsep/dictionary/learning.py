@@ -46,6 +46,14 @@ class DictionaryLearner(eqx.Module):
         learning_rate: of the modified Adam.
         cooling: factor on the learning rate at the last call.
         duplicate: `similarity` above which two candidates count as one.
+
+    Example:
+        >>> learner = jaxsep.DictionaryLearner(num_instruments=1, num_harmonics=2, batch=1, calls=4, polish=0)
+        >>> state = learner.start(key=jax.random.key(0))
+        >>> spectra = jnp.exp(-0.5 * ((jnp.arange(1024.0) - 400) / 1.91) ** 2)[None]
+        >>> state, loss = learner.step(state, spectra, jnp.float32(learner.learning_rate))
+        >>> state.harmonics.shape  # two candidates for one instrument
+        (2, 2)
     """
 
     pursuit: TonePursuit = TonePursuit()

@@ -46,6 +46,13 @@ def learn_dictionaries(
         learner: how to learn.
         num_restarts: at least 1.
         progress: hears of every call of every restart.
+
+    Example:
+        >>> spectra = jnp.exp(-0.5 * ((jnp.arange(1024.0) - 400) / 1.91) ** 2)[None]
+        >>> learner = jaxsep.DictionaryLearner(num_instruments=1, num_harmonics=2, batch=1, calls=4, polish=0)
+        >>> best, other = jaxsep.learn_dictionaries(spectra, learner, 2, key=jax.random.key(0))
+        >>> best.loss <= other.loss, best.harmonics.shape
+        (True, (1, 2))
     """
     if num_restarts < 1:
         raise ValueError(f"num_restarts: expected at least 1, got {num_restarts}")

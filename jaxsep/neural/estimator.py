@@ -49,6 +49,14 @@ class Estimator(eqx.Module):
         score_weight: factor of the score part; 1 is the gradient, P2 has 1/10.
         baseline: subtracted from the loss of a sample: `"mean"` of all samples of the frame, as published,
             or `"leave-one-out"`, the mean of the other branches, which leaves the gradient unbiased.
+
+    Example:
+        >>> network = jaxsep.ToneNetwork.create(1, strides=(4,), widths=(8,), key=jax.random.key(0))
+        >>> estimator = jaxsep.Estimator(jaxsep.PredictionLoss(), jaxsep.LinearAxis(48, 100.0), branches=(3,))
+        >>> frame, harmonics = jnp.ones(48, complex), jnp.ones((1, 2))
+        >>> surrogate, rollout = jax.jit(estimator)(network, harmonics, frame, key=jax.random.key(1))
+        >>> rollout.loss.shape  # of every sample
+        (3,)
     """
 
     loss: PredictionLoss

@@ -23,6 +23,13 @@ class Guide(eqx.Module):
 
     - `choices`: `[frames, instruments]`; the bin of an absent tone means nothing.
     - `spacing`: samples between the frames, at the rate of the training.
+
+    Example:
+        >>> tones = jaxsep.Tones.empty((3, 2))  # of three frames; amplitudes and pitches in Hz
+        >>> axis = jaxsep.LinearAxis(256, resolution=10.0)
+        >>> guide = jaxsep.Guide.of(tones, 160.0, num_instruments=2, axis=axis)
+        >>> guide.at(jnp.asarray(170)).present
+        Array([False, False], dtype=bool)
     """
 
     choices: Choice

@@ -46,6 +46,13 @@ class PredictionLoss(eqx.Module):
     Arguments:
         magnitude, sparse, agreement, direct: λ₁ to λ₄.
         discount: factor for every absent tone.
+
+    Example:
+        >>> loss, frame = jaxsep.PredictionLoss(), jnp.array([1.0 + 0.0j, 0.5j])
+        >>> perfect = loss.terms(frame, frame[None], frame[None], present=jnp.ones(1))
+        >>> silent = loss.terms(frame, 0 * frame[None], 0 * frame[None], present=jnp.ones(1))
+        >>> print(loss(perfect).round(2), loss(silent).round(2))  # (λ₂ + λ₄) times the mean of 1 and ½
+        0.0 14.99
     """
 
     magnitude: float | Float[Array, ""] = 0.0

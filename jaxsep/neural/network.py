@@ -54,6 +54,19 @@ class PolicyNetwork(eqx.Module):
     """From a frame and the tones predicted so far to a `Policy` for the next tone.
 
     Derive from it to train a network of your own; `num_instruments` is the number of tones of a frame.
+
+    Example:
+        >>> import equinox as eqx
+        >>> class Undecided(jaxsep.PolicyNetwork):
+        ...     num_instruments: int = eqx.field(static=True, default=1)
+        ...
+        ...     def __call__(self, frame, predicted):
+        ...         return jaxsep.Policy(jnp.zeros((frame.size, 1, 9)), predicted.playing)
+        >>> estimator = jaxsep.Estimator(jaxsep.PredictionLoss(), jaxsep.LinearAxis(48, 100.0), branches=(3,))
+        >>> frame, harmonics = jnp.ones(48, complex), jnp.ones((1, 2))
+        >>> surrogate, rollout = jax.jit(estimator)(Undecided(), harmonics, frame, key=jax.random.key(0))
+        >>> print(jnp.exp(rollout.entropy).round(2))  # all bins are equally likely
+        48.0
     """
 
     num_instruments: eqx.AbstractVar[int]
@@ -70,6 +83,13 @@ class ToneNetwork(PolicyNetwork):
         unet: along frequency.
         log_scales: logarithms of the features' scales.
         num_instruments: c.
+
+    Example:
+        >>> from jaxsep.neural.network import Predicted
+        >>> network = jaxsep.ToneNetwork.create(2, strides=(4,), widths=(8,), key=jax.random.key(0))
+        >>> frame = jnp.ones(48, complex)
+        >>> network(frame, Predicted.nothing(frame, 2)).features.shape  # [bins, instruments, features]
+        (48, 2, 9)
     """
 
     unet: UNet

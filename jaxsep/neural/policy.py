@@ -74,6 +74,13 @@ class Policy(eqx.Module):
     Arguments:
         features: scaled, as `scale` does.
         playing: instruments that have a tone already.
+
+    Example:
+        >>> features = jnp.zeros((16, 2, 9)).at[5, 1, 0].set(3.0)  # instrument 1 in bin 5 is likely
+        >>> policy = jaxsep.Policy(features, playing=jnp.array([False, False]))
+        >>> choice = policy.mode()
+        >>> int(choice.bin), int(choice.instrument), bool(choice.present)
+        (5, 1, True)
     """
 
     features: Float[Array, "bins instruments features"]

@@ -41,6 +41,11 @@ class NeuralSettings:
         steps: of training, all in all.
         imitation: steps before those by policy gradient, that imitate the tones of a pursuit (`Guide`).
         imitation_rate, network_rate, dictionary_rate: of AdaMax; the first for the network that imitates.
+
+    Example:
+        >>> settings = jaxsep.NeuralSettings.small()
+        >>> settings.rate, 6 * settings.window_std  # Hz, bins
+        (12000, 1536)
     """
 
     rate: int = 48_000
@@ -131,6 +136,15 @@ class Trainer(eqx.Module):
     Arguments:
         settings: sizes and rates.
         num_instruments: c.
+
+    Example:
+        >>> sizes = {"rate": 6000, "window_std": 8, "hop": 8, "strides": (4,), "widths": (8,)}
+        >>> settings = jaxsep.NeuralSettings(**sizes, batch=2, branches=2, steps=2)
+        >>> trainer = jaxsep.Trainer(settings, num_instruments=1)
+        >>> samples = jnp.sin(0.3 * jnp.arange(2000.0))
+        >>> state, report = jax.jit(trainer.step)(trainer.start(key=jax.random.key(0)), samples)
+        >>> int(state.step), bool(jnp.isfinite(report.loss))
+        (1, True)
     """
 
     settings: NeuralSettings = eqx.field(static=True)

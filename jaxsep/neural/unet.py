@@ -75,6 +75,11 @@ class UNet(eqx.Module):
     The encoder's strided convolutions are mirrored by transposed ones; the features of equal resolution
     (the input itself at the last) stand beside the decoder's. A convolution of kernel 3 and two of kernel 1
     follow; the last has no bias. ReLU in between.
+
+    Example:
+        >>> unet = jaxsep.UNet.create(3, 2, strides=(4,), widths=(8,), key=jax.random.key(0))
+        >>> unet(jnp.zeros((16, 3))).shape  # [bins, features]
+        (16, 2)
     """
 
     encoder: tuple[Convolution, ...]

@@ -62,6 +62,15 @@ class Implicit(Adjoint):
     two tones at one place, is solved by its pseudo-inverse: what the data do not determine does not move.
 
     Forward and reverse mode, and derivatives of derivatives, all work.
+
+    Example:
+        >>> partial = lambda place: jnp.exp(-0.5 * ((jnp.arange(1024.0) - place) / 1.91) ** 2)
+        >>> spectra = (partial(400.25) + 0.5 * partial(502.65))[None]  # an octave is 102.4 bins
+        >>> harmonics, solver = jnp.array([[1.0, 0.5]]), jaxsep.LevenbergMarquardt(adjoint=jaxsep.Implicit())
+        >>> pursuit = jaxsep.TonePursuit(solver=solver)
+        >>> loudness = lambda gain: pursuit(gain * spectra, harmonics).tones.amplitude[0, 0]
+        >>> print(jax.jit(jax.grad(loudness))(1.0).round(2))
+        1.0
     """
 
     def __call__(self, problem: Problem, solution: PyTree, data: PyTree) -> PyTree:
@@ -78,6 +87,15 @@ class Unrolled(Adjoint):
 
     Arguments:
         num_steps: how many, at least 1.
+
+    Example:
+        >>> partial = lambda place: jnp.exp(-0.5 * ((jnp.arange(1024.0) - place) / 1.91) ** 2)
+        >>> spectra = (partial(400.25) + 0.5 * partial(502.65))[None]  # an octave is 102.4 bins
+        >>> harmonics, solver = jnp.array([[1.0, 0.5]]), jaxsep.LevenbergMarquardt(adjoint=jaxsep.Unrolled(5))
+        >>> pursuit = jaxsep.TonePursuit(solver=solver)
+        >>> loudness = lambda gain: pursuit(gain * spectra, harmonics).tones.amplitude[0, 0]
+        >>> print(jax.jit(jax.grad(loudness))(1.0).round(2))
+        1.0
     """
 
     num_steps: int = eqx.field(static=True, default=30)

@@ -22,6 +22,11 @@ class LiftedLoss(eqx.Module):
         axis: of the spectra.
         lift: q in (0, 1].
         offset: δ > 0 in the units of the spectra; the default belongs to spectra scaled to a peak of 1.
+
+    Example:
+        >>> objective = jaxsep.LiftedLoss(lift=0.5)
+        >>> print(objective.lifted(jnp.array([1.0, 0.0625])).round(2))  # 24 dB become 12
+        [1.   0.25]
     """
 
     axis: LogAxis = LogAxis()

@@ -91,6 +91,13 @@ class PeakPursuit(eqx.Module):
     `num_steps` ≥ 0, steps of the refinement in each round.
 
     Raises ValueError for a count out of range.
+
+    Example:
+        >>> partial = lambda place: jnp.exp(-0.5 * ((jnp.arange(1024.0) - place) / 1.91) ** 2)
+        >>> spectra = (partial(400.25) + 0.5 * partial(502.65))[None]  # an octave is 102.4 bins
+        >>> peaks = jaxsep.PeakPursuit(max_peaks=4)(spectra).peaks
+        >>> print(peaks.position[0, 0].round(2), peaks.amplitude[0, 0].round(2))
+        400.25 1.0
     """
 
     floor: float | Float[Array, ""] = 1e-4

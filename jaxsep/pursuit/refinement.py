@@ -37,6 +37,14 @@ class LevenbergMarquardt(eqx.Module):
         max_steps: evaluations of one minimisation at most.
         adjoint: how the minimum is differentiated, `Implicit()` or `Unrolled()`. Tolerance and damping have
             the derivative 0.
+
+    Example:
+        >>> partial = lambda place: jnp.exp(-0.5 * ((jnp.arange(1024.0) - place) / 1.91) ** 2)
+        >>> spectra = (partial(400.25) + 0.5 * partial(502.65))[None]  # an octave is 102.4 bins
+        >>> exact = jaxsep.LevenbergMarquardt(tolerance=1e-7, max_steps=100)
+        >>> found = jax.jit(jaxsep.TonePursuit(solver=exact))(spectra, jnp.array([[1.0, 0.5]]))
+        >>> print(found.tones.fundamental[0, 0].round(2))
+        400.25
     """
 
     tolerance: float | Float[Array, ""] = 1e-5
@@ -236,6 +244,16 @@ def refine(
 
     Returns: tones at which the loss is not above that of the start (of what pruning left, if it took
     tones away), the loss, and the number of evaluations.
+
+    Example:
+        >>> partial = lambda place: jnp.exp(-0.5 * ((jnp.arange(1024.0) - place) / 1.91) ** 2)
+        >>> spectra = (partial(400.25) + 0.5 * partial(502.65))[None]  # an octave is 102.4 bins
+        >>> values = 0.8, 401.0, 1.91, 0.0  # amplitude, fundamental, width, inharmonicity
+        >>> fields = (jnp.full((1, 1), x) for x in values)
+        >>> guess = jaxsep.Tones(*fields, instrument=jnp.zeros((1, 1), int), active=jnp.ones((1, 1), bool))
+        >>> found = jaxsep.refine(spectra, guess, jnp.array([[1.0, 0.5]]), jaxsep.LiftedLoss())
+        >>> print(found.tones.fundamental[0, 0].round(2), found.tones.amplitude[0, 0].round(2))
+        400.25 1.0
     """
     found = minimise(
         *freeze((spectra, tones, dictionary, objective)),

@@ -202,6 +202,15 @@ def deepen(
         spans: distances of frames whose tones are offered too.
 
     Returns: tones, in the slots of each instrument, and losses, none above that of the greedy pursuit.
+
+    Example:
+        >>> partial = lambda place: jnp.exp(-0.5 * ((jnp.arange(1024.0) - place) / 1.91) ** 2)
+        >>> spectra = (partial(400.25) + 0.5 * partial(502.65))[None]  # an octave is 102.4 bins
+        >>> harmonics = jnp.array([[1.0, 0.5]])
+        >>> greedy = jax.jit(jaxsep.TonePursuit())(spectra, harmonics)
+        >>> found = jaxsep.deepen(jaxsep.TonePursuit(), np.asarray(spectra), harmonics, rounds=1)
+        >>> bool(found.loss[0] <= greedy.loss[0])
+        True
     """
     number, limit = harmonics.shape[0], pursuit.tones_per_instrument
     found = pursue(pursuit, spectra, harmonics)

@@ -61,6 +61,13 @@ class TonePursuit(eqx.Module):
         improvement: β of P1, in (0, 1].
         solver: how the tones are refined.
         num_lanes: frames iterated at once (default: what suits the platform).
+
+    Example:
+        >>> partial = lambda place: jnp.exp(-0.5 * ((jnp.arange(1024.0) - place) / 1.91) ** 2)
+        >>> spectra = (partial(400.25) + 0.5 * partial(502.65))[None]  # an octave is 102.4 bins
+        >>> found = jax.jit(jaxsep.TonePursuit())(spectra, jnp.array([[1.0, 0.5]]))
+        >>> print(found.tones.fundamental[0, 0].round(2), found.tones.amplitude[0, 0].round(2))
+        400.25 1.0
     """
 
     objective: LiftedLoss = LiftedLoss()

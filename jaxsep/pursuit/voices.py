@@ -38,6 +38,14 @@ class VoiceModel(eqx.Module):
         ringing: λ' ≥ 0, of a note that still sounds when its instrument plays the next.
         tolerance: how far, in semitones, a tone may move from one frame to the next.
         smoothing: standard deviation, in semitones, of the kernel that estimates the registers.
+
+    Example:
+        >>> shape = (20, 1)  # [frames, tones]: an instrument that plays bin 400
+        >>> values = (jnp.full(shape, x) for x in (1.0, 400.0, 1.91, 0.0))
+        >>> tones = jaxsep.Tones(*values, jnp.zeros(shape, int), jnp.ones(shape, bool))
+        >>> voices = jaxsep.VoiceModel(crossing=0.0).fit(tones, 1, 1, jaxsep.LogAxis(), scale=1.0)
+        >>> bool(voices.surprisal[0, 400] < 0 < voices.surprisal[0, 700])
+        True
     """
 
     register: float | Float[Array, ""] = 0.1

@@ -104,6 +104,11 @@ def write_midi(path: str | os.PathLike, notes: Sequence[Note], num_instruments: 
         path: the file.
         notes: in any order.
         num_instruments: at least 1; instruments without notes have an empty track.
+
+    Example:
+        >>> curve = {"times": np.array([0.5, 1.0]), "bend": np.array([69.0, 69.2])}
+        >>> note = jaxsep.Note(instrument=0, onset=0.5, offset=1.0, pitch=69.1, level=-20.0, **curve)
+        >>> jaxsep.write_midi("notes.mid", [note], num_instruments=1)
     """
     file = mido.MidiFile(type=1, ticks_per_beat=_TICKS_PER_BEAT, charset="utf-8")
     file.tracks.append(mido.MidiTrack([mido.MetaMessage("set_tempo", tempo=_TEMPO)]))

@@ -35,6 +35,14 @@ class NoteRule:
         lead: how long before the end of a dip the next note begins, in seconds.
         false_start: longest beginning of a note that may be found an octave off, in seconds.
         min_length: shorter notes are left out, in seconds.
+
+    Example:
+        >>> shape, times = (50, 1), 0.01 * np.arange(50)  # half a second of 440 Hz
+        >>> values = (jnp.full(shape, x) for x in (0.1, 440.0, 1.91, 0.0))
+        >>> tones = jaxsep.Tones(*values, jnp.zeros(shape, int), jnp.ones(shape, bool))
+        >>> dictionary = jaxsep.Dictionary(jnp.ones((1, 1)))
+        >>> jaxsep.find_notes(tones, times, dictionary, jaxsep.NoteRule(min_length=1.0))
+        []
     """
 
     quietest: float = 20.0
@@ -64,6 +72,12 @@ class Note:
     - `pitch`: median over its tones, in semitones as MIDI counts them: 69 is 440 Hz.
     - `level`: median over its tones, in dB; a sinusoid of amplitude 1 has 0.
     - `times`, `bend`: centres of its frames in seconds, and the pitch there.
+
+    Example:
+        >>> curve = {"times": np.array([0.5, 1.0]), "bend": np.array([69.0, 69.2])}
+        >>> note = jaxsep.Note(instrument=0, onset=0.5, offset=1.0, pitch=69.1, level=-20.0, **curve)
+        >>> note.offset - note.onset
+        0.5
     """
 
     instrument: int
@@ -111,6 +125,14 @@ def find_notes(
         rule: the figures.
 
     Returns: notes by onset, then instrument; an instrument's notes may overlap.
+
+    Example:
+        >>> shape, times = (50, 1), 0.01 * np.arange(50)  # half a second of 440 Hz
+        >>> values = (jnp.full(shape, x) for x in (0.1, 440.0, 1.91, 0.0))
+        >>> tones = jaxsep.Tones(*values, jnp.zeros(shape, int), jnp.ones(shape, bool))
+        >>> dictionary = jaxsep.Dictionary(jnp.ones((1, 1)))
+        >>> [(note.instrument, round(note.pitch)) for note in jaxsep.find_notes(tones, times, dictionary)]
+        [(0, 69)]
     """
     times = np.asarray(times, float)
     instrument, level, pitch = _levels_and_pitches(tones, dictionary)

@@ -45,6 +45,12 @@ def overview(
         target: name of an image file, or an open binary file that becomes a PNG; 1600 pixels wide.
 
     Raises: `ValueError` for samples that cannot be a recording.
+
+    Example:
+        >>> mixture, stems, rate = jaxsep.demo_recording()
+        >>> settings = jaxsep.PursuitSettings(restarts=1, steps=3, search="greedy")
+        >>> result = jaxsep.separate(mixture[:rate], rate, 2, settings=settings, key=jax.random.key(0))
+        >>> jaxsep.overview(result, mixture[:rate], rate, "overview.png")
     """
     check_samples(samples, sample_rate)
     mixture = levels(samples, sample_rate, "mel")

@@ -75,6 +75,10 @@ def spectrogram_figure(
         title: stands above the picture, before the kind.
 
     Raises: `ValueError` for samples that cannot be a recording, and for another kind.
+
+    Example:
+        >>> samples = np.sin(0.1 * np.arange(24_000))
+        >>> jaxsep.spectrogram_figure(samples, 48_000, "tone.png", kind="mel", title="a tone")
     """
     if kind not in _NAMES:
         raise ValueError(f"kind: expected one of {', '.join(_NAMES)}, got {kind!r}")

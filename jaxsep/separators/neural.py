@@ -92,6 +92,14 @@ def separate_neural(
 
     Raises: `ValueError` for impossible samples or instruments, for a checkpoint to resume that does not fit,
     and for one that is there already otherwise; `FloatingPointError` if the training diverges.
+
+    Example:
+        >>> sizes = {"rate": 6000, "window_std": 8, "hop": 8, "strides": (4,), "widths": (8,)}
+        >>> settings = jaxsep.NeuralSettings(**sizes, batch=2, branches=2, steps=2)
+        >>> samples = np.sin(0.3 * np.arange(2000))
+        >>> result = jaxsep.separate_neural(samples, 6000, 1, settings=settings, key=jax.random.key(0))
+        >>> result.stems.shape
+        (1, 2000)
     """
     samples = np.asarray(samples)
     check_request(samples, sample_rate, num_instruments, dictionary)

@@ -58,6 +58,13 @@ def separate(
 
     Raises: `ValueError` for samples that are not finite, silent, or shorter than a window (0.256 s), and for
     a dictionary whose number of instruments is not `num_instruments`.
+
+    Example:
+        >>> mixture, stems, rate = jaxsep.demo_recording()
+        >>> settings = jaxsep.PursuitSettings(restarts=1, steps=3, search="greedy")
+        >>> result = jaxsep.separate(mixture[:rate], rate, 2, settings=settings, key=jax.random.key(0))
+        >>> result.stems.shape, bool(np.allclose(result.stems.sum(axis=0), mixture[:rate], atol=1e-5))
+        ((2, 44100), True)
     """
     samples = np.asarray(samples)
     check_request(samples, sample_rate, num_instruments, dictionary)

@@ -43,6 +43,13 @@ class PursuitSettings:
             the mixture's phase.
         share: part of the energy that no tone explains that the masks share among the instruments.
         phase_iterations: Griffin–Lim iterations; 1 takes the mixture's phase.
+
+    Example:
+        >>> jaxsep.PursuitSettings.fast().search
+        'greedy'
+        >>> jaxsep.PursuitSettings(restarts=0)
+        Traceback (most recent call last):
+        ValueError: restarts: expected an integer of at least 1, got 0
     """
 
     #: What the quick preset changes.
@@ -101,6 +108,13 @@ class Separation(eqx.Module):
       (`VoiceModel`); without the full search, the mean loss alone.
     - `restart_losses`: of every learned dictionary, the chosen one first; empty where none was.
     - `seconds`: wall time of every stage.
+
+    Example:
+        >>> mixture, stems, rate = jaxsep.demo_recording()
+        >>> settings = jaxsep.PursuitSettings(restarts=1, steps=3, search="greedy")
+        >>> result = jaxsep.separate(mixture[:rate], rate, 2, settings=settings, key=jax.random.key(0))
+        >>> result.tones.fundamental.shape, result.dictionary.harmonics.shape
+        ((95, 2), (2, 25))
     """
 
     stems: Float[np.ndarray, "instruments *channels samples"]

@@ -53,6 +53,12 @@ def constant_q_spectrogram(
     hop or width that is not positive.
 
     Source: the constant-Q transform that P1 compares with.
+
+    Example:
+        >>> samples = jnp.cos(2 * jnp.pi * 2000 * jnp.arange(2400) / 48_000)
+        >>> spectra = jaxsep.constant_q_spectrogram(samples, sample_rate=48_000.0, hop=480, num_bins=128)
+        >>> spectra.shape, round(float(jnp.max(spectra[3])), 1)  # half the amplitude
+        ((6, 128), 0.5)
     """
     if samples.shape[0] < 1:
         raise ValueError(f"samples must hold at least 1 sample, got {samples.shape[0]}")

@@ -55,6 +55,14 @@ def log_frequency_spectrogram(
     has no peaks and gives zeros; the pursuit's own result has an outcome that tells.
 
     Raises ValueError when the axis has another number of bins than the magnitudes.
+
+    Example:
+        >>> linear, logarithmic = jaxsep.LinearAxis(384, 48_000 / 768), jaxsep.LogAxis()
+        >>> samples = jnp.cos(2 * jnp.pi * 2000 * jnp.arange(960) / 48_000)
+        >>> magnitudes = jnp.abs(jaxsep.GaussianSTFT(window_std=64, hop=32).analyse(samples))
+        >>> spectra = jaxsep.log_frequency_spectrogram(magnitudes[:, :-1], linear, logarithmic)
+        >>> int(jnp.argmax(spectra[15])), round(float(logarithmic.to_bin(jnp.asarray(2000.0))))
+        (680, 680)
     """
     if magnitudes.shape[1] != linear_axis.num_bins:
         raise ValueError(

@@ -30,6 +30,12 @@ def ratio_masks(
     Raises ValueError when the shapes do not match, or for a negative share known when tracing.
 
     Source: P1 (masking); the share is an addition.
+
+    Example:
+        >>> magnitudes = jnp.array([[3.0, 1.0, 0.0], [1.0, 1.0, 0.0]])  # [instruments, bins]
+        >>> print(jaxsep.ratio_masks(magnitudes, jnp.array([4.0, 2.0, 1.0]), share=0.0))
+        [[0.75 0.5  0.  ]
+         [0.25 0.5  0.  ]]
     """
     if magnitudes.ndim < 1 or magnitudes.shape[1:] != mixture_magnitude.shape or magnitudes.shape[0] < 1:
         raise ValueError(
@@ -72,6 +78,14 @@ def griffin_lim(
     Raises ValueError for num_iterations < 1, different shapes, or what `stft.synthesise` refuses.
 
     Source: P1 (resynthesis), after D. Griffin and J. Lim, IEEE Trans. ASSP 32(2), 1984.
+
+    Example:
+        >>> stft = jaxsep.GaussianSTFT(window_std=64, hop=32)
+        >>> samples = jnp.sin(0.3 * jnp.arange(960.0))
+        >>> mixture = stft.analyse(samples)
+        >>> half = jaxsep.griffin_lim(stft, 0.5 * jnp.abs(mixture), mixture, samples.size)
+        >>> bool(jnp.allclose(half, 0.5 * samples, atol=1e-5))
+        True
     """
     if num_iterations < 1:
         raise ValueError(f"num_iterations must be at least 1, got {num_iterations}")

@@ -55,6 +55,13 @@ def mel_spectrogram(
     magnitudes that are not floating-point numbers.
 
     Source: the mel spectrogram that P1 compares with.
+
+    Example:
+        >>> samples = jnp.cos(2 * jnp.pi * 2000 * jnp.arange(960) / 48_000)
+        >>> magnitudes = jnp.abs(jaxsep.GaussianSTFT(window_std=64, hop=32).analyse(samples))
+        >>> spectra = jaxsep.mel_spectrogram(magnitudes, sample_rate=48_000.0, num_bins=128)
+        >>> spectra.shape, round(float(jnp.max(spectra[15])), 1)  # half the amplitude
+        ((31, 128), 0.5)
     """
     if magnitudes.shape[1] < 2:
         raise ValueError(f"magnitudes must have at least 2 bins, got {magnitudes.shape[1]}")

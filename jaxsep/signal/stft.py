@@ -39,6 +39,15 @@ class GaussianSTFT(eqx.Module):
     Raises ValueError for a value out of range.
 
     Source: P1 and P2 (time-frequency representation).
+
+    Example:
+        >>> stft = jaxsep.GaussianSTFT(window_std=64, hop=32)
+        >>> samples = jnp.sin(0.3 * jnp.arange(960.0))
+        >>> spectrogram = stft.analyse(samples)
+        >>> spectrogram.shape  # [frames, bins]
+        (31, 385)
+        >>> bool(jnp.allclose(stft.synthesise(spectrogram, 960), samples, atol=1e-5))
+        True
     """
 
     window_std: int = eqx.field(default=1024, static=True)

@@ -18,6 +18,11 @@ class LinearAxis(eqx.Module):
     Arguments:
         num_bins: number of bins.
         resolution: their spacing in Hz (`sample_rate / n_fft` for an STFT).
+
+    Example:
+        >>> axis = jaxsep.LinearAxis(num_bins=6144, resolution=48_000 / 12_288)
+        >>> print(axis.to_bin(jnp.array([440.0, 880.0])).round(2))
+        [112.64 225.28]
     """
 
     num_bins: int = eqx.field(static=True)
@@ -57,6 +62,11 @@ class LogAxis(eqx.Module):
         num_bins: number of bins.
         f_min: frequency of bin 0 in Hz.
         f_max: frequency one bin past the last in Hz (ten octaves above by default, as in P1).
+
+    Example:
+        >>> axis = jaxsep.LogAxis()
+        >>> print(axis.to_bin(jnp.array([20.0, 40.0, 80.0])).round(1))  # octaves
+        [  0.  102.4 204.8]
     """
 
     num_bins: int = eqx.field(static=True, default=1024)

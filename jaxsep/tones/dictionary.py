@@ -23,6 +23,12 @@ class Dictionary(eqx.Module):
     """What a method knows of the instruments, independent of pitch and loudness (P1, tone model).
 
     `harmonics[i, h - 1]` is the relative amplitude of harmonic h of instrument i, in [0, 1].
+
+    Example:
+        >>> dictionary = jaxsep.Dictionary(jnp.array([[1.0, 0.5, 0.25], [1.0, 0.0, 0.5]]))
+        >>> dictionary.save("instruments.npz")
+        >>> jaxsep.Dictionary.load("instruments.npz").num_instruments
+        2
     """
 
     harmonics: Float[Array, "instruments harmonics"]
@@ -87,6 +93,11 @@ def random_instruments(
     """Random dictionary rows `h^-e · u_h`, divided by their largest entry (P1, dictionary learning).
 
     The decay e is Pareto distributed with shape ½, shifted to begin at 0, and u_h uniform on [0, 1].
+
+    Example:
+        >>> harmonics = jaxsep.random_instruments(2, key=jax.random.key(0))
+        >>> harmonics.shape, round(float(harmonics.max()), 3)
+        ((2, 25), 1.0)
     """
     decay_key, harmonic_key = jax.random.split(key)
     decay = jax.random.pareto(decay_key, 0.5, (num_instruments, 1), dtype) - 1

@@ -41,6 +41,16 @@ def render(
             partial for widths up to 1.5 times a sinusoid's.
 
     Returns: the spectrum, nonnegative.
+
+    Example:
+        >>> tones = jaxsep.Tones(
+        ...     *jnp.array([[1.0, 0.5], [400.0, 460.0], [1.91, 1.91], [0.0, 0.0]]),
+        ...     instrument=jnp.array([0, 1]),
+        ...     active=jnp.array([True, True]),
+        ... )
+        >>> spectrum = jaxsep.render(tones, jnp.array([[1.0, 0.5], [1.0, 0.2]]), jaxsep.LogAxis())
+        >>> print(spectrum[jnp.array([400, 460])].round(2))
+        [1.  0.5]
     """
     everything = render_instruments(tones, dictionary, axis, exponent=exponent, method=method, power=True)
     return _root(jnp.sum(everything, axis=0), exponent)
@@ -58,6 +68,17 @@ def render_instruments(
     """Magnitude spectrum of each instrument's tones; arguments as for `render`.
 
     With `power` the root is left out: `Σ (...)^p`, which adds up over instruments.
+
+    Example:
+        >>> tones = jaxsep.Tones(
+        ...     *jnp.array([[1.0, 0.5], [400.0, 460.0], [1.91, 1.91], [0.0, 0.0]]),
+        ...     instrument=jnp.array([0, 1]),
+        ...     active=jnp.array([True, True]),
+        ... )
+        >>> spectra = jaxsep.render_instruments(tones, jnp.array([[1.0, 0.5], [1.0, 0.2]]), jaxsep.LogAxis())
+        >>> print(spectra[:, jnp.array([400, 460])].round(2))
+        [[1.  0. ]
+         [0.  0.5]]
     """
     num_harmonics = dictionary.shape[1]
     positions = jax.vmap(lambda f, b: axis.partials(f, b, num_harmonics)[0])(

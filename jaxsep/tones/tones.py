@@ -30,6 +30,15 @@ class Tones(eqx.Module):
     - `inharmonicity`: b ≥ 0 of `f_h = f_0 · h · sqrt(1 + b h²)`.
     - `instrument`: row of the dictionary.
     - `active`: whether the slot holds a tone.
+
+    Example:
+        >>> tones = jaxsep.Tones(
+        ...     *jnp.array([[1.0, 0.5], [400.0, 460.0], [1.91, 1.91], [0.0, 0.0]]),
+        ...     instrument=jnp.array([0, 1]),
+        ...     active=jnp.array([True, True]),
+        ... )
+        >>> tones.capacity, jaxsep.Tones.empty((100, 4)).capacity
+        (2, 4)
     """
 
     amplitude: Float[Array, "*frames tones"]
