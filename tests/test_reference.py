@@ -15,6 +15,7 @@ IMPORTS = {"jax": jax, "jnp": jnp, "np": np, "jaxsep": jaxsep}
 NAMES = sorted({*jaxsep.__all__} - {"__version__"})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_example_runs(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
