@@ -145,7 +145,7 @@ def variance(repeats: int) -> list[dict[str, Any]]:
     state = trainer.start(key=jax.random.key(0))
     # A network that has begun to learn, so that its policy is not that of the random start.
     for _ in range(5 if repeats < 10 else 500):
-        state, _ = train_step((trainer, samples), state)
+        state, _ = train_step((trainer, samples, None), state)
     rows = []
     for name, branches, baseline, evaluations in (
         ("published: 9 joint samples, mean", (9, 1), "mean", 10),
@@ -275,7 +275,7 @@ def paper_step(batch: int) -> dict[str, float]:
     seconds = []
     for _ in range(3):
         begin = time.perf_counter()
-        state, report = train_step((trainer, samples), state)
+        state, report = train_step((trainer, samples, None), state)
         loss = float(report.loss)
         seconds.append(time.perf_counter() - begin)
     return {

@@ -15,7 +15,7 @@ from jaxsep.neural.loop import train
 from jaxsep.neural.losses import PredictionLoss
 from jaxsep.neural.policy import FEATURES, Choice, Policy
 from jaxsep.neural.prediction import predict
-from jaxsep.neural.training import Trainer, imitation_step
+from jaxsep.neural.training import Trainer, train_step
 from jaxsep.tones.axes import LinearAxis
 from jaxsep.tones.tones import Tones
 
@@ -103,7 +103,7 @@ def test_steps_of_imitation_lead_to_the_choices():
     state = trainer.start(key=jax.random.key(0))
     losses = []
     for _ in range(250):
-        state, report = imitation_step((trainer, SAMPLES, guide), state)
+        state, report = train_step((trainer, SAMPLES, guide), state)
         losses.append(float(report.loss))
     assert np.mean(losses[-20:]) < 0.9 * np.mean(losses[:20])  # of noise, which tones explain badly
     frames = jnp.stack([trainer.frame(SAMPLES, jnp.int32(n)) for n in (500, 1500, 2500)])

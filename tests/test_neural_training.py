@@ -53,12 +53,12 @@ def test_a_step_changes_everything_and_compiles_once():
     traces = []
 
     class Counted(Trainer):
-        def step(self, state, samples):
+        def step(self, state, samples, guide=None):
             traces.append(1)
-            return super().step(state, samples)
+            return super().step(state, samples, guide)
 
     counted = Counted(made.settings, 2)
-    state, report = train_step((counted, SAMPLES), start())
+    state, report = train_step((counted, SAMPLES, None), start())
     after = leaves(state)
     changed = [not np.array_equal(x, y) for x, y in zip(before, after, strict=True)]
     assert np.mean(changed) > 0.9
@@ -66,7 +66,7 @@ def test_a_step_changes_everything_and_compiles_once():
     for value in jax.tree.leaves(report):
         assert np.isfinite(value)
     assert 1 <= float(report.effective_samples) <= 4
-    train_step((counted, SAMPLES), state)
+    train_step((counted, SAMPLES, None), state)
     assert len(traces) == 1
 
 

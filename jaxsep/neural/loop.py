@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 
 from jaxsep.neural.checkpoint import save_checkpoint
 from jaxsep.neural.imitation import Guide
-from jaxsep.neural.training import StepReport, Trainer, TrainingState, imitation_step, train_step
+from jaxsep.neural.training import StepReport, Trainer, TrainingState, train_step
 
 __all__ = ["train"]
 
@@ -71,10 +71,8 @@ def train(
         while step < total:
             compiling = step in (first, trainer.settings.imitation)
             before = time.monotonic()
-            if step < trainer.settings.imitation:
-                state, report = imitation_step((trainer, samples, guide), state)
-            else:
-                state, report = train_step((trainer, samples), state)
+            here = guide if step < trainer.settings.imitation else None
+            state, report = train_step((trainer, samples, here), state)
             step += 1
             reports.append(report)
             if compiling:

@@ -14,11 +14,12 @@ from jaxsep.neural.estimator import Estimator, dictionary_pull
 from jaxsep.neural.imitation import Guide, imitation
 from jaxsep.neural.losses import PredictionLoss
 from jaxsep.neural.network import ToneNetwork
+from jaxsep.neural.policy import Choice
 from jaxsep.signal.stft import GaussianSTFT
 from jaxsep.tones.axes import LinearAxis
 from jaxsep.tones.dictionary import NUM_HARMONICS
 
-__all__ = ["NeuralSettings", "StepReport", "Trainer", "TrainingState", "imitation_step", "train_step"]
+__all__ = ["NeuralSettings", "StepReport", "Trainer", "TrainingState", "train_step"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -200,12 +201,18 @@ class Trainer(eqx.Module):
         )
 
     def step(
-        self, state: TrainingState, samples: Float[Array, " samples"]
+        self, state: TrainingState, samples: Float[Array, " samples"], guide: Guide | None = None
     ) -> tuple[TrainingState, StepReport]:
-        """One step on random frames of a recording, whose spectrogram has a peak of about 1."""
-        centre, key = self._draw(state, samples)
+        """One step on random frames of a recording, whose spectrogram has a peak of about 1.
+
+        With a guide the network imitates its choices, without one it follows the policy gradient.
+        """
+        frame_key, key = jax.random.split(jax.random.fold_in(state.key, state.step))
+        centre = jax.random.randint(frame_key, (self.settings.batch,), 0, samples.shape[0])
         frames = jax.vmap(lambda c: self.frame(samples, c))(centre)
-        return self.learn(state, frames, key=key)
+        if guide is None:
+            return self.learn(state, frames, key=key)
+        return self.imitate(state, frames, jax.vmap(guide.at)(centre))
 
     def learn(
         self, state: TrainingState, frames: Complex[Array, "batch bins"], *, key: PRNGKeyArray
@@ -221,28 +228,21 @@ class Trainer(eqx.Module):
         return self._descend(state, objective, frames, jax.random.split(key, frames.shape[0]))
 
     def imitate(
-        self, state: TrainingState, samples: Float[Array, " samples"], guide: Guide
+        self, state: TrainingState, frames: Complex[Array, "batch bins"], choices: Choice
     ) -> tuple[TrainingState, StepReport]:
-        """One step on random frames of a recording, towards the choices of a guide."""
+        """One step on given frames, towards choices `[batch, instruments]` (`imitation`)."""
         loss, coolest = PredictionLoss(), self.settings.coolest
 
         def objective(network, harmonics, frame, choices):
             value, (terms, entropy) = imitation(network, harmonics, frame, choices, loss, self.axis, coolest)
             return value, _report(loss(terms), terms, entropy, jnp.ones_like(value))
 
-        centre, _ = self._draw(state, samples)
-        frames = jax.vmap(lambda c: self.frame(samples, c))(centre)
-        return self._descend(state, objective, frames, jax.vmap(guide.at)(centre))
+        return self._descend(state, objective, frames, choices)
 
     def frame(self, samples: Float[Array, " samples"], centre: Int[Array, ""]) -> Complex[Array, " bins"]:
         """Spectrum around any sample."""
         every = GaussianSTFT(self.settings.window_std, 1)
         return every.analyse(samples, first_frame=centre, num_frames=1)[0, :-1]
-
-    def _draw(self, state, samples):
-        """Centres of the frames of a step, and its key."""
-        frame_key, key = jax.random.split(jax.random.fold_in(state.key, state.step))
-        return jax.random.randint(frame_key, (self.settings.batch,), 0, samples.shape[0]), key
 
     def _descend(self, state, objective, frames, inputs):
         """One step down the mean of an objective of network, harmonics, frame and input, which reports."""
@@ -286,20 +286,11 @@ class Trainer(eqx.Module):
 
 @eqx.filter_jit(donate="all-except-first")
 def train_step(
-    fixed: tuple[Trainer, Float[Array, " samples"]], state: TrainingState
+    fixed: tuple[Trainer, Float[Array, " samples"], Guide | None], state: TrainingState
 ) -> tuple[TrainingState, StepReport]:
-    """`Trainer.step`, compiled, of `(trainer, samples)`; the memory of the state is used again."""
-    trainer, samples = fixed
-    return trainer.step(state, samples)
-
-
-@eqx.filter_jit(donate="all-except-first")
-def imitation_step(
-    fixed: tuple[Trainer, Float[Array, " samples"], Guide], state: TrainingState
-) -> tuple[TrainingState, StepReport]:
-    """`Trainer.imitate`, compiled, of `(trainer, samples, guide)`; the memory of the state is used again."""
+    """`Trainer.step`, compiled, of `(trainer, samples, guide)`; the memory of the state is used again."""
     trainer, samples, guide = fixed
-    return trainer.imitate(state, samples, guide)
+    return trainer.step(state, samples, guide)
 
 
 def _report(loss, terms, entropy, effective_samples):
