@@ -24,7 +24,10 @@ from benchmarks.common import (
     split_list,
     write_json,
 )
+from benchmarks.fundamentals import part_right
+from benchmarks.notes import score
 from jaxsep.audio import resample
+from jaxsep.metrics import sdr_sir_sar_gain
 from jaxsep.separators.pursuit import separate
 from jaxsep.separators.separation import PursuitSettings
 from jaxsep.signal.masks import ratio_masks
@@ -59,7 +62,10 @@ def main(
             document["runs"].append(run)
             print(" · ".join(row(run)), flush=True)
             path = write_json("corpus", document, quick=quick)
-    print(f"\n{describe(document['environment'])}\n\n{table(document['runs'])}\n\nWritten to {path}")
+    print(f"\n{describe(document['environment'])}\n\n{table(document['runs'])}\n")
+    if len(split_list(seeds)) > 1:
+        print(f"{spread(document['runs'])}\n")
+    print(f"Written to {path}")
 
 
 def separate_piece(name: str, seconds: float | None, seed: int, settings: dict[str, Any]) -> dict[str, Any]:
@@ -86,9 +92,21 @@ def separate_piece(name: str, seconds: float | None, seed: int, settings: dict[s
         "peak_memory": memory,
         "loss": float(np.mean(separation.loss)),
         "restart_losses": [float(loss) for loss in separation.restart_losses],
+        "right": _part_right(piece, separation),
         **scores(piece.stems, separation.stems),
         "oracle": scores(piece.stems, oracle_stems(piece.stems, piece.mixture, piece.sample_rate)),
     }
+
+
+def _part_right(piece, separation) -> float | None:
+    """Part of the steady frames with all fundamentals right; None for a piece without a score."""
+    duration = piece.mixture.size / piece.sample_rate
+    played = [notes[notes[:, 0] < duration] for notes in score(piece.name).values()]
+    if not played:
+        return None
+    order = np.asarray(sdr_sir_sar_gain(piece.stems, separation.stems).permutation)
+    part = part_right(separation.tones, separation.times, played, order)
+    return None if np.isnan(part) else part
 
 
 def oracle_stems(
@@ -113,7 +131,7 @@ def oracle_stems(
 
 
 HEADER = ["piece", "seed", "wall s", "peak GiB", "SDR", "SIR", "SAR", "mean SDR", "oracle SDR"]
-HEADER += ["restart loss", "loss"]
+HEADER += ["notes right %", "restart loss", "loss"]
 
 
 def row(run: dict[str, Any]) -> list[str]:
@@ -126,6 +144,7 @@ def row(run: dict[str, Any]) -> list[str]:
         *(decibels(run[name]) for name in ("sdr", "sir", "sar")),
         f"{np.mean(run['sdr']):.2f}",
         f"{np.mean(run['oracle']['sdr']):.1f}",
+        "–" if run["right"] is None else f"{100 * run['right']:.0f}",
         f"{run['restart_losses'][0]:.3f}",
         f"{run['loss']:.4f}",
     ]
@@ -137,13 +156,24 @@ def table(runs: list[dict[str, Any]]) -> str:
     def mean(figure):
         return float(np.mean([figure(run) for run in runs]))
 
+    judged = [run["right"] for run in runs if run["right"] is not None]
     last = ["**mean**", "", f"{mean(lambda run: run['wall_seconds']):.1f}"]
     last += [f"{mean(lambda run: run['peak_memory']) / 2**30:.2f}"]
     last += [f"{mean(lambda run, name=name: np.mean(run[name])):.2f}" for name in ("sdr", "sir", "sar")]
     last += [f"{mean(lambda run: np.mean(run['sdr'])):.2f}"]
     last += [f"{mean(lambda run: np.mean(run['oracle']['sdr'])):.1f}"]
+    last += [f"{100 * np.mean(judged):.0f}" if judged else "–"]
     last += [f"{mean(lambda run: run['restart_losses'][0]):.3f}", f"{mean(lambda run: run['loss']):.4f}"]
     return markdown_table(HEADER, [*map(row, runs), last])
+
+
+def spread(runs: list[dict[str, Any]]) -> str:
+    """Markdown: mean and standard deviation of the mean SDR of each piece over its seeds, and the least."""
+    rows = []
+    for name in dict.fromkeys(run["piece"] for run in runs):
+        means = np.array([np.mean(run["sdr"]) for run in runs if run["piece"] == name])
+        rows.append([name, str(means.size), f"{means.mean():.2f} ± {means.std():.2f}", f"{means.min():.2f}"])
+    return markdown_table(["piece", "seeds", "mean SDR", "least"], rows)
 
 
 if __name__ == "__main__":
