@@ -97,9 +97,9 @@ report("tone pursuit", *seconds, len(magnitudes))
 #
 # `python -m benchmarks speed` compares with the same method in NumPy and SciPy. What to look for there: the
 # **ratio** within one run, on one machine, never times of two; whether both reached the **same result**,
-# since a solver that stops early is fast; **compile time** apart; minimum *and* median. For example, a partial
-# is nonzero in three dozen bins. CPUs add such windows in place; accelerators, on which contended additions
-# are slow, evaluate every bin instead, and `method="auto"` takes what suits the platform:
+# since a solver that stops early is fast; **compile time** apart; minimum *and* median. For example, a
+# partial is nonzero in three dozen bins. CPUs add such windows in place; accelerators, on which contended
+# additions are slow, evaluate every bin instead, and `method="auto"` takes what suits the platform:
 
 # %%
 shape = (256, 4)
