@@ -1,6 +1,13 @@
 """Blind separation of the instruments in a music recording, as differentiable JAX modules.
 
 The names below are imported when they are first used: `import jaxsep` alone starts nothing.
+
+The examples of the reference take for granted
+
+    import jax
+    import jax.numpy as jnp
+    import jaxsep
+    import numpy as np
 """
 
 import importlib

@@ -32,12 +32,13 @@ _FLOATING_SUBTYPES = ("FLOAT", "DOUBLE")
 class AudioError(ValueError):
     """A recording or an output place that cannot be used; the message is one sentence for the user.
 
-    Example:
-        >>> try:
-        ...     jaxsep.read_audio("missing.wav")
-        ... except jaxsep.AudioError as error:
-        ...     print(error)
-        missing.wav does not exist.
+    **Example**
+
+    >>> try:
+    ...     jaxsep.read_audio("missing.wav")
+    ... except jaxsep.AudioError as error:
+    ...     print(error)
+    missing.wav does not exist.
     """
 
 
@@ -56,11 +57,12 @@ def read_audio(
     **Raises** `AudioError`, one sentence naming the file, if it is missing, a folder, empty, not audio,
     truncated, shorter than 2 samples, silent (exact zeros throughout), or contains NaN or infinite samples.
 
-    Example:
-        >>> jaxsep.write_audio("tone.wav", np.sin(0.1 * np.arange(480.0)), 48_000)
-        >>> samples, rate = jaxsep.read_audio("tone.wav")
-        >>> samples.shape, samples.dtype.name, rate
-        ((1, 480), 'float32', 48000)
+    **Example**
+
+    >>> jaxsep.write_audio("tone.wav", np.sin(0.1 * np.arange(480.0)), 48_000)
+    >>> samples, rate = jaxsep.read_audio("tone.wav")
+    >>> samples.shape, samples.dtype.name, rate
+    ((1, 480), 'float32', 48000)
     """
     path = Path(path)
     _check_file(path)
@@ -113,9 +115,10 @@ def resample(
 
     **Raises** `ValueError` (argument, got, expected) for another shape or dtype, or an impossible rate.
 
-    Example:
-        >>> jaxsep.resample(np.ones((2, 480)), 48_000, 44_100).shape
-        (2, 441)
+    **Example**
+
+    >>> jaxsep.resample(np.ones((2, 480)), 48_000, 44_100).shape
+    (2, 441)
     """
     _check_array(samples, "samples")
     _check_rate(rate_in, "rate_in")
@@ -145,11 +148,12 @@ def write_audio(
     format would clip, and a file that cannot be written; `ValueError` (argument, got, expected) for samples
     of another shape or dtype, NaN or infinite samples, and an impossible rate. An existing file then stays.
 
-    Example:
-        >>> stereo = np.stack([np.zeros(480), 0.5 * np.sin(0.1 * np.arange(480.0))])
-        >>> jaxsep.write_audio("stereo.flac", stereo, 48_000, subtype="PCM_16")
-        >>> jaxsep.read_audio("stereo.flac")[0].shape
-        (2, 480)
+    **Example**
+
+    >>> stereo = np.stack([np.zeros(480), 0.5 * np.sin(0.1 * np.arange(480.0))])
+    >>> jaxsep.write_audio("stereo.flac", stereo, 48_000, subtype="PCM_16")
+    >>> jaxsep.read_audio("stereo.flac")[0].shape
+    (2, 480)
     """
     path, samples = Path(path), np.asarray(samples)
     _check_array(samples, "samples")
@@ -180,9 +184,6 @@ class OutputFolder:
     The block writes into a hidden folder beside the final one, which takes the final name when the block ends
     and is removed when the block raises (`KeyboardInterrupt` and termination by SIGTERM included).
 
-        with OutputFolder("separated") as folder:
-            write_audio(folder / "stem-1.wav", stem, sample_rate)
-
     **Arguments**
 
     - `path`: the final folder; missing parents are created.
@@ -192,11 +193,12 @@ class OutputFolder:
     `force`) or a folder around the working or home folder, or if nothing can be written there. If the
     finished folder cannot take its name, the sentence says where the results are.
 
-    Example:
-        >>> with jaxsep.OutputFolder("separated") as folder:
-        ...     jaxsep.write_audio(folder / "stem-1.wav", np.zeros(480), 48_000)
-        >>> jaxsep.read_audio("separated/stem-1.wav", allow_silence=True)[0].shape
-        (1, 480)
+    **Example**
+
+    >>> with jaxsep.OutputFolder("separated") as folder:
+    ...     jaxsep.write_audio(folder / "stem-1.wav", np.zeros(480), 48_000)
+    >>> jaxsep.read_audio("separated/stem-1.wav", allow_silence=True)[0].shape
+    (1, 480)
     """
 
     def __init__(self, path: str | os.PathLike, *, force: bool = False):
@@ -267,10 +269,11 @@ def demo_recording() -> tuple[_Mono, dict[str, _Mono], int]:
     **Returns** the mixture, its true stems by instrument (they sum to the mixture exactly), and the sample
     rate in Hz. Origin and licence are in `jaxsep/data/demo/README.md`.
 
-    Example:
-        >>> mixture, stems, rate = jaxsep.demo_recording()
-        >>> f"{mixture.size / rate:.1f} s at {rate} Hz of {' and '.join(stems)}"
-        '9.6 s at 44100 Hz of recorder and clarinet'
+    **Example**
+
+    >>> mixture, stems, rate = jaxsep.demo_recording()
+    >>> f"{mixture.size / rate:.1f} s at {rate} Hz of {' and '.join(stems)}"
+    '9.6 s at 44100 Hz of recorder and clarinet'
     """
     folder = importlib.resources.files("jaxsep") / "data" / "demo"
     meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
