@@ -261,7 +261,8 @@ for name, score in scores.items():
 # **Answer.** By trying: the score of what was sampled, weighted by how much better it was than the other
 # samples, is an unbiased gradient. It is noisy, and finds pitches long before instruments; a network that
 # begins by imitating finds both in the same time. Its own phases let less of the other instrument through
-# (SIR), while a mask keeps more of the recording (SAR): after so short a training the mask has the higher SDR.
+# (SIR), while a mask keeps more of the recording (SAR): after so short a training the mask has the higher
+# SDR.
 
 # %%
 print({name: round(float(np.mean(score.sir)), 1) for name, score in scores.items()})
