@@ -59,6 +59,7 @@ _HOME = {
     "DictionaryLearner": "dictionary.learning",
     "learn_dictionaries": "dictionary.restarts",
     "separate": "separators.pursuit",
+    "separate_parts": "separators.parts",
     "separate_neural": "separators.neural",
     "NeuralSettings": "neural.training",
     "PursuitSeparator": "separators.separator",

@@ -65,8 +65,7 @@ def read_audio(
     ((1, 480), 'float32', 48000)
     """
     path = Path(path)
-    _check_file(path)
-    with _open(path) as file:
+    with open_audio(path) as file:
         promised, sample_rate = file.frames, file.samplerate
         samples = _read_all(path, file)
     if samples.shape[1] < promised:
@@ -320,7 +319,9 @@ def _missing_bytes(file: BinaryIO, size: int) -> int:
     return 0
 
 
-def _open(path: Path) -> soundfile.SoundFile:
+def open_audio(path: Path) -> soundfile.SoundFile:
+    """An open file of sound; raises `AudioError`, one sentence, if it is none or its header promises more."""
+    _check_file(path)
     try:
         return soundfile.SoundFile(path)
     except (soundfile.SoundFileError, TypeError) as error:  # TypeError: headerless data, told by its suffix

@@ -173,6 +173,15 @@ def separate(
         float,
         typer.Option(metavar="E", min=0, help="Part of the unexplained energy that the instruments share."),
     ] = 1e-4,
+    part: Annotated[
+        float,
+        typer.Option(
+            metavar="SECONDS",
+            min=20,
+            help="A longer recording is separated in parts of this length, with one dictionary; the memory "
+            "does not grow with it.",
+        ),
+    ] = 120.0,
     audio_format: Annotated[
         Format, typer.Option("--format", help="Kind of file for the stems.")
     ] = Format.wav,
@@ -218,6 +227,7 @@ def separate(
     def work(job: Job, progress: TerminalProgress) -> tuple[dict[str, Any], bool]:
         """Document of a recording's results, and whether they are new."""
         from jaxsep.audio import OutputFolder, read_audio
+        from jaxsep.recording import Recording
 
         source = {"file": job.recording.name, "dictionary": None if dictionary is None else dictionary.name}
         if not alone:
@@ -227,7 +237,34 @@ def separate(
             known = finished_document(job.folder, {**about, "input": source}, audio[0], report)
             if known and not force:
                 return known, False
+        with Recording(job.recording) as recording:
+            long = method is not Method.neural and recording.duration > part
+            if long and report:
+                raise ValueError(
+                    f"--report: expected a recording of at most --part {part:g} s, "
+                    f"got {recording.duration:.0f} s; the page holds all of the sound."
+                )
         with OutputFolder(job.folder, force=force) as folder:
+            if long:
+                start_jax(device, cache, no_cache)
+                import jax
+
+                from jaxsep.report.results import write_parts
+                from jaxsep.separators.parts import separate_parts
+                from jaxsep.tones.dictionary import Dictionary
+
+                settings = chosen_settings()
+                parts = separate_parts(
+                    job.recording,
+                    num_instruments,
+                    seconds=part,
+                    settings=settings,
+                    dictionary=None if dictionary is None else Dictionary.load(dictionary),
+                    progress=progress,
+                    key=jax.random.key(seed),
+                )
+                about = {"settings": settings, "seed": seed, "source": source}
+                return write_parts(folder, job.recording, parts, audio, **about), True
             samples, sample_rate = read_audio(job.recording)
             truth = _read_references(reference, num_instruments, samples.shape[1], sample_rate)
             start_jax(device, cache, no_cache)
@@ -445,22 +482,15 @@ def _write_results(
     folder: Path, samples, separation, progress: TerminalProgress, audio: tuple[str, str], **about: Any
 ) -> dict[str, Any]:
     """Writes everything that a separation found into a folder, and returns its JSON document."""
-    from jaxsep.report.exports import write_note_files
     from jaxsep.report.folder import write_tracks
-    from jaxsep.report.notes import find_notes
     from jaxsep.report.plots import overview
-    from jaxsep.report.tables import separation_document, to_json, write_tones
+    from jaxsep.report.results import write_findings
 
-    document = separation_document(separation, **about) | write_tracks(folder, samples, separation, *audio)
-    separation.dictionary.save(folder / "dictionary.npz")
-    write_tones(folder / "tones.csv", separation)
-    notes = find_notes(separation.tones, separation.times, separation.dictionary)
-    write_note_files(folder, notes, len(separation.stems))
+    tracks = write_tracks(folder, samples, separation, *audio)
     with progress.stage("overview", 1):
         overview(separation, samples, separation.sample_rate, folder / "overview.png")
         progress.advance("overview")
-    (folder / "separation.json").write_text(to_json(document), encoding="utf-8")
-    return document
+    return write_findings(folder, separation, tracks, **about)
 
 
 def _write_page(folder: Path, target: Path, references, truth, progress: TerminalProgress) -> None:

@@ -21,7 +21,7 @@ from test_report import RATE, sinusoid, synthetic_separation
 
 from jaxsep import cli, runtime
 from jaxsep.report.tables import TONE_COLUMNS, evaluation_document
-from jaxsep.separators import pursuit
+from jaxsep.separators import pursuit, stages
 from jaxsep.separators.separation import PursuitSettings, Separation
 from jaxsep.terminal import TerminalProgress
 from jaxsep.tones.dictionary import Dictionary
@@ -194,7 +194,7 @@ class TestSeparate:
 
         run("separate", "mix.wav", "-n", 2, "-o", "out", "--no-cache")
         before = contents(workplace)
-        monkeypatch.setattr("jaxsep.report.tables.write_tones", fail)
+        monkeypatch.setattr("jaxsep.report.results.write_tones", fail)
         result = run("separate", "mix.wav", "-n", 2, "-o", "out", "--force", "--no-cache")
         assert (result[0], result[2].splitlines()[-1]) == (2, "jaxsep: No space left on device")
         assert contents(workplace) == before
@@ -322,7 +322,7 @@ def no_long_work(monkeypatch):
     def fail(*_):
         raise AssertionError("long work began")
 
-    monkeypatch.setattr(pursuit, "log_spectra", fail)
+    monkeypatch.setattr(stages, "log_spectra", fail)
 
 
 def save_dictionary(path, harmonics):

@@ -46,6 +46,7 @@ class Alternated(eqx.Module):
     - `harmonics`: the dictionary.
     - `cost_trace`: the mean cost C of a frame after every round.
     - `confidence`: of every frame, as in `Explored`.
+    - `voices`: the costs of the last round; None where the frames were not compared.
     """
 
     tones: Tones
@@ -53,6 +54,7 @@ class Alternated(eqx.Module):
     harmonics: Float[Array, "instruments harmonics"]
     cost_trace: tuple[float, ...]
     confidence: Float[np.ndarray, " frames"]
+    voices: Voices | None = None
 
 
 #: Distances, in frames, over which notes may ring on in the last round.
@@ -96,7 +98,7 @@ class Alternation(eqx.Module):
     stays as it is, and notes may ring on beside the next.
 
     Arguments:
-        voices: the costs beyond P1's loss.
+        voices: the costs beyond P1's loss; `Voices` are used as they are, instead of being fitted each round.
         rounds: with few frames, which one with all frames follows; 0 leaves the dictionary as it is, too.
         stride: distance of the frames of the first rounds.
         spans: distances, in frames, over which frames offer each other their tones.
@@ -114,7 +116,7 @@ class Alternation(eqx.Module):
         ((4,), (1, 2), 3)
     """
 
-    voices: VoiceModel = VoiceModel()
+    voices: VoiceModel | Voices = VoiceModel()
     rounds: int = eqx.field(static=True, default=2)
     stride: int = eqx.field(static=True, default=2)
     spans: tuple[int, ...] = eqx.field(static=True, default=(1, 2, 6, 12, 24))
@@ -154,6 +156,8 @@ class Alternation(eqx.Module):
         states = [self._each_alone(task, harmonics) for harmonics in dictionaries]
         # Of silence the mean would be 0, and every explanation as good as any other.
         scale = max(float(states[0].found.loss.mean()), _LEAST_SCALE)
+        if isinstance(self.voices, Voices):
+            scale = float(self.voices.scale)
         task = _Task(pursuit, few, near, scale, tick, find)
         if self.learn:
             states += [self._by_voice(task, state) for state in states if _several_voices(state)]
@@ -167,10 +171,10 @@ class Alternation(eqx.Module):
         if self.learn and self.rounds:
             state = self._round(task, state, self.learning_rate / 2, 0)
             trace.append(state.cost)
-        last = self._ring(task, state)
+        last, voices = self._ring(task, state)
         trace.append(last.cost)
         found = last.found
-        return Alternated(found.tones, found.loss, state.harmonics, tuple(trace), last.confidence)
+        return Alternated(found.tones, found.loss, state.harmonics, tuple(trace), last.confidence, voices)
 
     def _each_alone(self, task, harmonics):
         found = task.find(task.pursuit, task.spectra, harmonics, task.tick)
@@ -187,7 +191,7 @@ class Alternation(eqx.Module):
         return state
 
     def _round(self, task, state, learning_rate, number):
-        explored = self._explore(task, state, _moves(task, state))
+        explored = self._explore(task, state, self._voices(task, state), _moves(task, state))
         if not self.learn:
             return _State(explored.found, state.harmonics, explored.cost)
         rate = learning_rate / (1 + number)
@@ -204,6 +208,8 @@ class Alternation(eqx.Module):
         return _State(_arranged(found, harmonics, tones.capacity // harmonics.shape[0]), harmonics)
 
     def _voices(self, task, state) -> Voices:
+        if isinstance(self.voices, Voices):
+            return self.voices
         objective, limit = task.pursuit.objective, task.pursuit.tones_per_instrument
         number = state.harmonics.shape[0]
         return self.voices.fit(state.found.tones, number, limit, objective.axis, task.scale)
@@ -213,16 +219,16 @@ class Alternation(eqx.Module):
         alone = jax.tree.map(lambda x: x[:, None], found)
         return float(best_path(voices, alone.tones, alone.loss).cost) / found.loss.size
 
-    def _ring(self, task, state) -> Explored:
+    def _ring(self, task, state) -> tuple[Explored, Voices]:
         """A last round, in which each instrument has a slot more: notes may ring on beside the next."""
         slots = task.pursuit.tones_per_instrument + 1
         wide = _State(_arranged(state.found, state.harmonics, slots), state.harmonics)
         more = ringing(wide.found.tones, wide.harmonics.shape[0], _RINGING)
         proposals = itertools.chain(_moves(task, wide), more)
-        return self._explore(task, wide, proposals)
+        voices = self._voices(task, wide)
+        return self._explore(task, wide, voices, proposals), voices
 
-    def _explore(self, task, state, proposals):
-        voices = self._voices(task, state)
+    def _explore(self, task, state, voices, proposals):
         return explore(task.pursuit, task.spectra, state.harmonics, state.found, voices, proposals, task.tick)
 
     def _expand(self, task, state):

@@ -8,42 +8,97 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+import soundfile
 from jaxtyping import Float
 
-from jaxsep.audio import read_audio, write_audio
+from jaxsep.audio import read_audio
 from jaxsep.report.tables import TONE_COLUMNS
 from jaxsep.separators.separation import Separation
 from jaxsep.tones.dictionary import Dictionary
 from jaxsep.tones.tones import SINUSOID_WIDTH, Tones
 
-__all__ = ["Results", "read_document", "read_results", "read_tones", "write_tracks"]
+__all__ = ["Results", "Tracks", "read_document", "read_results", "read_tones", "write_tracks"]
 
 
 def write_tracks(
     folder: Path, samples: np.ndarray, separation: Separation, suffix: str, subtype: str
-) -> dict:
-    """Writes the mixture and the stems.
+) -> dict[str, Any]:
+    """Writes the mixture `[samples]` or `[channels, samples]` and the stems; see `Tracks`."""
+    with Tracks(folder, len(separation.stems), separation.sample_rate, suffix, subtype) as tracks:
+        tracks.append(samples, separation.stems)
+    return tracks.written
+
+
+class Tracks:
+    """Context manager that writes mixture and stems, in one piece or in many.
 
     Integers cannot hold more than full scale, which a stem may exceed where others cancel it: all tracks are
-    then lowered alike.
+    then lowered alike, when the last piece is known.
 
     Arguments:
         folder: an existing one.
-        samples: the mixture, `[samples]` or `[channels, samples]`.
-        separation: has the stems.
+        num_instruments: how many stems there are.
+        sample_rate: in Hz.
         suffix, subtype: as for `write_audio`.
 
-    Returns: what the document says of them: the names `mixture` and `stems`, and the `gain` in dB.
+    Afterwards `written` is what the document says of them: the names `mixture` and `stems`, and the `gain` in
+    dB.
     """
-    names = ["mixture", *(f"stem-{number}" for number in range(1, len(separation.stems) + 1))]
-    tracks = [samples, *separation.stems]
-    peak = max(float(np.abs(track).max()) for track in tracks)
-    gain = 1.0 if subtype == "FLOAT" or peak <= 1 else 1 / peak
-    for name, track in zip(names, tracks, strict=True):
-        scaled = np.clip(gain * track, -1, 1) if gain < 1 else track  # rounding may pass full scale
-        write_audio(folder / f"{name}{suffix}", scaled, separation.sample_rate, subtype=subtype)
-    mixture, *stems = (f"{name}{suffix}" for name in names)
-    return {"mixture": mixture, "stems": stems, "gain_db": round(20 * float(np.log10(gain)), 3)}
+
+    def __init__(self, folder: Path, num_instruments: int, sample_rate: int, suffix: str, subtype: str):
+        names = ["mixture", *(f"stem-{number}" for number in range(1, num_instruments + 1))]
+        self._paths = [folder / f"{name}{suffix}" for name in names]
+        self._rate, self._subtype = sample_rate, subtype
+        self._drafts: list[soundfile.SoundFile] = []
+        self._peak = 0.0
+        self.written: dict[str, Any] = {}
+
+    def __enter__(self) -> "Tracks":
+        return self
+
+    def append(self, mixture: np.ndarray, stems: np.ndarray) -> None:
+        """A piece of the mixture, `[samples]` or `[channels, samples]`, and of the stems."""
+        tracks = [np.atleast_2d(track) for track in (mixture, *stems)]
+        if not self._drafts:
+            options = {"samplerate": self._rate, "channels": len(tracks[0]), "subtype": "FLOAT"}
+            self._drafts = [
+                soundfile.SoundFile(_draft(path), "w", format="RF64", **options) for path in self._paths
+            ]
+        for draft, track in zip(self._drafts, tracks, strict=True):
+            self._peak = max(self._peak, float(np.abs(track).max()))
+            draft.write(track.T)
+
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        for draft in self._drafts:
+            draft.close()
+        gain = 1.0 if self._subtype == "FLOAT" or self._peak <= 1 else 1 / self._peak
+        if kind is None:
+            for path in self._paths:
+                self._convert(path, gain)
+        for path in self._paths:
+            _draft(path).unlink(missing_ok=True)
+        mixture, *stems = (path.name for path in self._paths)
+        decibels = round(20 * float(np.log10(gain)), 3)
+        self.written = {"mixture": mixture, "stems": stems, "gain_db": decibels}
+
+    def _convert(self, path, gain):
+        with soundfile.SoundFile(_draft(path)) as draft:
+            # What is longer than WAV can say is RF64, which most programs read as well.
+            large = path.suffix == ".wav" and draft.frames * draft.channels * 4 > _LARGEST_WAV
+            kind = "RF64" if large else path.suffix[1:].upper()
+            options = {"samplerate": self._rate, "channels": draft.channels, "subtype": self._subtype}
+            with soundfile.SoundFile(path, "w", format=kind, **options) as target:
+                for block in draft.blocks(2**18, dtype="float32"):
+                    # Rounding may pass full scale.
+                    target.write(np.clip(gain * block, -1, 1) if gain < 1 else block)
+
+
+#: Bytes of samples that the header of a WAV file can tell.
+_LARGEST_WAV = 2**32 - 2**16
+
+
+def _draft(path):
+    return path.parent / f".{path.name}.draft"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -64,7 +64,12 @@ def write_tones(path: str | os.PathLike, separation: Separation) -> None:
 
 
 def separation_document(
-    separation: Separation, *, settings: PursuitSettings | NeuralSettings, seed: int, source: dict[str, Any]
+    separation: Separation,
+    *,
+    settings: PursuitSettings | NeuralSettings,
+    seed: int,
+    source: dict[str, Any],
+    shape: tuple[int, ...] | None = None,
 ) -> dict[str, Any]:
     """Everything that tells how a separation came about, as values for JSON.
 
@@ -73,6 +78,7 @@ def separation_document(
         settings: the options it was called with.
         seed: of its key.
         source: what is known of the recording: its file name, and of a given dictionary.
+        shape: of all stems, where those of the separation are a part.
 
     Returns: the document. `restart_losses` are the mean lifted losses under each learned dictionary relative
     to those without tones, the chosen one first; there are none with a given dictionary. `cost_trace` are
@@ -80,7 +86,7 @@ def separation_document(
     `mean_loss` is the mean lifted loss at the end. `sure_frames` is the part of the frames whose confidence
     is at least 1; there is none after greedy search.
     """
-    shape = separation.stems.shape
+    shape = shape or separation.stems.shape
     return {
         "format": "jaxsep separation",
         "version": 1,

@@ -1,29 +1,14 @@
 """Separation with a learned dictionary, by sparse pursuit (P1) or the Beurling LASSO (P3)."""
 
-import functools
-import time
-from contextlib import contextmanager
-
-import equinox as eqx
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from jaxsep.audio import resample
-from jaxsep.dictionary.alternation import Alternated, Alternation
-from jaxsep.dictionary.learning import DictionaryLearner
-from jaxsep.dictionary.restarts import learn_dictionaries
 from jaxsep.progress import Progress
-from jaxsep.pursuit.lifting import LiftedLoss
-from jaxsep.pursuit.peaks import PeakPursuit
-from jaxsep.pursuit.search import CHUNK, pursue
-from jaxsep.pursuit.tone_pursuit import TonePursuit
 from jaxsep.pursuit.voices import VoiceModel
-from jaxsep.separators import blasso
 from jaxsep.separators.separation import PursuitSettings, Separation, check_request
-from jaxsep.separators.spectra import ANALYSIS_RATE, log_spectra, num_chunks, resynthesise
-from jaxsep.signal.stft import GaussianSTFT
-from jaxsep.tones.axes import LogAxis
+from jaxsep.separators.spectra import ANALYSIS_RATE
+from jaxsep.separators.stages import Clock, Learned, Stages
 from jaxsep.tones.dictionary import Dictionary
 
 __all__ = ["separate"]
@@ -54,7 +39,8 @@ def separate(
         key: the same key gives the same result.
 
     Returns: stems at the rate and length of the input, and everything found on the way. They sum to the input
-    with masking, a share above 0 and one phase iteration, as by default.
+    with masking, a share above 0 and one phase iteration, as by default. All of it is in memory, 0.4 MB of
+    spectra for each second besides the samples: `separate_parts` is for hours.
 
     Raises: `ValueError` for samples that are not finite, silent, or shorter than a window (0.256 s), and for
     a dictionary whose number of instruments is not `num_instruments`.
@@ -68,134 +54,33 @@ def separate(
     """
     samples = np.asarray(samples)
     check_request(samples, sample_rate, num_instruments, dictionary)
-    progress, clock = progress or Progress(), _Clock()
-    stft, objective = GaussianSTFT(hop=settings.hop), LiftedLoss(LogAxis())
+    stages, clock = Stages(settings, voices, progress or Progress()), Clock()
     channels = np.atleast_2d(samples).astype(np.float32)
     analysed = np.ascontiguousarray(resample(channels, sample_rate, ANALYSIS_RATE))
 
     with clock("spectrogram"):
-        spectra, peak = _spectra(analysed.mean(axis=0), stft, objective.axis, settings, progress)
-    pursuit = TonePursuit(objective, settings.tones_per_instrument)
-    dictionaries, losses = [], ()
+        spectra = stages.spectra(analysed.mean(axis=0))
+        peak = float(spectra.max())
+        spectra = spectra / peak
     if dictionary is not None:
-        dictionaries = [dictionary.harmonics]
+        learned = Learned.given(dictionary)
     else:
         with clock("learning"):
-            learner = _learner(pursuit, num_instruments, settings)
-            restarts = learn_dictionaries(spectra, learner, settings.restarts, progress=progress, key=key)
-        dictionaries = [restart.harmonics for restart in restarts[:_STARTS]]
-        losses = tuple(restart.loss for restart in restarts)
+            learned = stages.learn(spectra, num_instruments, key)
     with clock("pursuit"):
-        found = _decompose(pursuit, spectra, dictionaries, settings, voices, bool(losses), progress)
-    dictionary, tones = Dictionary(found.harmonics), found.tones
-    hertz = objective.axis.to_hz(jnp.asarray(tones.fundamental))
-    tones = eqx.tree_at(
-        lambda t: (t.amplitude, t.fundamental),
-        tones,
-        (tones.amplitude * peak, np.where(tones.active, hertz, 0)),
-    )
+        found = stages.decompose(spectra, learned)
+    tones = stages.in_hertz(found.tones, peak)
     with clock("resynthesis"):
-        stems = _stems(analysed, channels, sample_rate, tones, dictionary, stft, settings, progress)
+        stems = stages.stems(analysed, channels, sample_rate, tones, found.harmonics)
     return Separation(
         stems=stems.reshape(num_instruments, *samples.shape),
         sample_rate=sample_rate,
         tones=tones,
         times=np.arange(found.loss.size) * settings.hop / ANALYSIS_RATE,
-        dictionary=dictionary,
+        dictionary=Dictionary(found.harmonics),
         loss=found.loss,
         confidence=found.confidence,
         cost_trace=found.cost_trace,
-        restart_losses=losses,
+        restart_losses=learned.losses,
         seconds=clock.seconds,
     )
-
-
-def _learner(pursuit, num_instruments, settings):
-    # The dictionary averages over many frames: tones need not be exact to teach it.
-    return DictionaryLearner(
-        _with_tolerance(pursuit, 1e-4),
-        num_instruments,
-        batch=settings.batch,
-        calls=-(-2 * settings.steps // 3),
-        polish=settings.steps // 3,
-    )
-
-
-def _with_tolerance(pursuit, tolerance):
-    # An array: one compiled program for every tolerance.
-    return eqx.tree_at(lambda p: p.solver.tolerance, pursuit, jnp.asarray(tolerance, jnp.float32))
-
-
-def _spectra(mono, stft, axis, settings, progress):
-    """Log-frequency spectra with a peak of 1, and the peak they had."""
-    peaks = PeakPursuit.full() if settings.full_peaks else PeakPursuit()
-    name = "log-frequency spectrogram"
-    with progress.stage(name, num_chunks(stft, mono.size)):
-        spectra = log_spectra(mono, stft, axis, peaks, lambda: progress.advance(name))
-    peak = spectra.max()
-    return spectra / peak, peak
-
-
-def _decompose(pursuit, spectra, dictionaries, settings, voices, learned, progress):
-    """Tones, harmonics, and how sure they are, by the method in the settings."""
-    spans = tuple(sorted({max(1, round(seconds * ANALYSIS_RATE / settings.hop)) for seconds in _SPANS}))
-    quick = _with_tolerance(pursuit, 1e-4)
-    find = pursue
-    if settings.method == "blasso":
-        find = functools.partial(blasso.decompose, alpha=settings.alpha)
-    name = "finding the tones"
-    if settings.search == "greedy":
-        with progress.stage(name, -(-spectra.shape[0] // CHUNK)):
-            found = find(
-                _with_tolerance(pursuit, pursuit.solver.tolerance),
-                spectra,
-                dictionaries[0],
-                lambda: progress.advance(name),
-            )
-        return _unsearched(found, dictionaries[0])
-    # A given dictionary is used as it is.
-    alternation = Alternation(voices, settings.rounds, spans=spans, learn=learned)
-    with progress.stage(name, alternation.num_steps(spectra.shape[0], len(dictionaries))):
-        advance = lambda note: progress.advance(name, note)
-        return alternation(quick, spectra, dictionaries, advance, find=find)
-
-
-def _unsearched(found, harmonics):
-    """Tones that were found without comparing explanations of the recording."""
-    unknown = np.full(found.loss.size, np.nan, np.float32)
-    return Alternated(found.tones, found.loss, harmonics, (float(found.loss.mean()),), unknown)
-
-
-#: Restarts that the search of the whole recording begins with.
-_STARTS = 2
-
-#: How far apart in seconds frames offer each other their tones.
-_SPANS = (0.01, 0.02, 0.06, 0.13, 0.26)
-
-
-def _stems(analysed, channels, sample_rate, tones, dictionary, stft, settings, progress):
-    name = "resynthesis"
-    with progress.stage(name, settings.phase_iterations * num_chunks(stft, analysed.shape[1])):
-        stems = resynthesise(
-            analysed, tones, dictionary.harmonics, stft, settings, lambda: progress.advance(name)
-        )
-    num_samples = channels.shape[1]
-    stems = np.stack([resample(stem, ANALYSIS_RATE, sample_rate) for stem in stems])
-    if stems.shape[-1] < num_samples:
-        stems = np.pad(stems, [(0, 0), (0, 0), (0, num_samples - stems.shape[-1])])
-    stems = stems[..., :num_samples]
-    if settings.masking and settings.share > 0 and settings.phase_iterations == 1:
-        # What two resamplings lost, near the Nyquist frequency, is shared like all that no tone explains.
-        stems = stems + (channels - stems.sum(axis=0)) / stems.shape[0]
-    return stems
-
-
-class _Clock:
-    def __init__(self):
-        self.seconds: dict[str, float] = {}
-
-    @contextmanager
-    def __call__(self, stage):
-        begin = time.perf_counter()
-        yield
-        self.seconds[stage] = time.perf_counter() - begin
