@@ -637,6 +637,14 @@ class TestImports:
             _ = jaxsep.seperate
 
 
+def test_a_page_holds_no_long_recording(workplace):
+    write("long.wav", sinusoid(440.0, seconds=21))
+    code, _, err = run("separate", "long.wav", "-n", 1, "-o", "out", "--report", "--part", 20)
+    assert code == 2
+    assert err.startswith("jaxsep: --report: expected a recording of at most --part 20 s, got 21 s;")
+    assert not (workplace / "out").exists()
+
+
 #: A separation that waits for its end, in a thread as the library does.
 WAITING = """
 import signal, sys, time, jaxsep.separators.pursuit as pursuit

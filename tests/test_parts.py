@@ -1,12 +1,16 @@
 """Recordings separated in parts, which must be those of the recording in one part."""
 
+import equinox as eqx
 import jax
 import numpy as np
 import pytest
+from test_report import synthetic_separation
 from test_separate import mixture, true_dictionary
 
 import jaxsep
 from jaxsep.recording import Recording
+from jaxsep.report.folder import read_results
+from jaxsep.report.results import write_parts
 from jaxsep.separators.parts import _loudest
 
 RATE = 22050
@@ -102,5 +106,32 @@ def test_what_is_no_recording(tmp_path, content, message):
 
 
 def test_impossible_lengths(path):
-    with pytest.raises(ValueError, match="seconds: expected at least 1, got 0"):
-        next(jaxsep.separate_parts(path, 2, seconds=0, key=jax.random.key(0)))
+    with pytest.raises(ValueError, match="seconds: expected at least 1, got 0.5"):
+        next(jaxsep.separate_parts(path, 2, seconds=0.5, key=jax.random.key(0)))
+
+
+# ---- Folders of recordings that come part by part ---------------------------------------------------------
+
+
+@pytest.mark.parametrize("audio", [(".wav", "FLOAT"), (".flac", "PCM_16")])
+def test_folder_of_parts(tmp_path, audio):
+    """Two parts of a second each, in the first of which a stem exceeds full scale."""
+    one = synthetic_separation()
+    loud = eqx.tree_at(lambda s: s.stems, one, one.stems * np.array([[1.25 / 0.4], [-1.0]], np.float32))
+    later = eqx.tree_at(lambda s: s.times, one, one.times + 1)
+    pieces = [loud.stems, one.stems]
+    mixture = np.concatenate([piece.sum(axis=0) for piece in pieces])
+    gain = 1 / np.abs([mixture, *np.concatenate(pieces, axis=1)]).max() if audio[1] == "PCM_16" else 1
+    jaxsep.write_audio(tmp_path / "two.wav", mixture, one.sample_rate)
+    parts = (eqx.tree_at(lambda s: s.stems, part, part.stems[:, None]) for part in (loud, later))
+    about = {"settings": jaxsep.PursuitSettings(), "seed": 0, "source": {"file": "two.wav"}}
+    document = write_parts(tmp_path, tmp_path / "two.wav", parts, audio, **about)
+    results = read_results(tmp_path)
+    assert document["input"]["samples"] == mixture.size
+    assert document["seconds"] == {"spectrogram": 3.0, "pursuit": 4.5}
+    assert document["gain_db"] == pytest.approx(20 * np.log10(gain), abs=1e-3)
+    np.testing.assert_allclose(results.mixture[0], gain * mixture, atol=1e-4)
+    np.testing.assert_allclose(results.stems[:, 0], gain * np.concatenate(pieces, axis=1), atol=1e-4)
+    assert results.tones.active[:180].sum() == 2 * np.sum(one.tones.active)
+    assert not list(tmp_path.glob(".*"))
+    assert (tmp_path / "overview.png").stat().st_size > 10_000

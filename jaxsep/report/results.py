@@ -68,7 +68,9 @@ def write_parts(
                 if at == 0 and mixture.any():
                     overview(first, mixture, rate, folder / "overview.png")
                 at += length // rate
-                done.append(eqx.tree_at(lambda p: p.stems, part, part.stems[..., :0]))
+                # Not a slice, which would keep the stems in memory.
+                empty = np.zeros((*shape[:2], 0), np.float32)
+                done.append(eqx.tree_at(lambda p: p.stems, part, empty))
                 part = next(parts, None)
     return write_findings(folder, _joined(done), tracks.written, shape=shape, **about)
 
