@@ -106,7 +106,7 @@ def test_what_is_no_recording(tmp_path, content, message):
 
 
 def test_impossible_lengths(path):
-    with pytest.raises(ValueError, match="seconds: expected at least 1, got 0.5"):
+    with pytest.raises(ValueError, match=r"seconds: expected at least 1, got 0\.5"):
         next(jaxsep.separate_parts(path, 2, seconds=0.5, key=jax.random.key(0)))
 
 
