@@ -131,7 +131,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print the JSON document an
 
 #: Methods to which an option belongs; the others belong to all.
 _SELECTION = ["fast", "restarts", "steps", "tones_per_instrument", "search", "rounds", "hop", "full_peaks"]
-_RESYNTHESIS = ["no_masking", "phase_iterations", "share"]
+_RESYNTHESIS = ["no_masking", "phase_iterations", "share", "part"]
 _TRAINING = ["preset", "minutes", "checkpoint", "resume"]
 _METHODS = {
     **dict.fromkeys(_SELECTION + _RESYNTHESIS, ("pursuit", "blasso")),

@@ -637,6 +637,12 @@ class TestImports:
             _ = jaxsep.seperate
 
 
+def test_a_network_has_no_parts(workplace):
+    code, _, err = run("separate", "mix.wav", "-n", 2, "-o", "out", "--method", "neural", "--part", 30)
+    assert code == 2
+    assert err == "jaxsep: --part: expected with --method pursuit or blasso, got --method neural.\n"
+
+
 def test_a_page_holds_no_long_recording(workplace):
     write("long.wav", sinusoid(440.0, seconds=21))
     code, _, err = run("separate", "long.wav", "-n", 1, "-o", "out", "--report", "--part", 20)

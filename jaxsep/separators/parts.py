@@ -45,7 +45,8 @@ def separate_parts(
 
     The instruments, their registers, and how loud the recording is, come from excerpts: the loudest 16
     seconds of each quarter. With them every part is explained, together with three seconds on either side,
-    and fades into the next in one second. Away from its ends, a recording in one part has the same stems.
+    and fades into the next in one second. Away from its ends, a recording in one part has the same stems
+    after greedy search, and after the full one all but the same: paths of nearly equal cost may differ.
 
     Arguments:
         path: the recording.
