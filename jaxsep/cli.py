@@ -230,6 +230,8 @@ def separate(
         from jaxsep.recording import Recording
 
         source = {"file": job.recording.name, "dictionary": None if dictionary is None else dictionary.name}
+        if method is not Method.neural:
+            source["longest_part_s"] = part
         if not alone:
             source["sha256"] = fingerprint(job.recording)
             settings = asdict(chosen_settings())

@@ -754,10 +754,15 @@ class TestManyRecordings:
         assert self.separate("--force")[0] == 0
         assert len(three) == 6
 
-    @pytest.mark.parametrize("change", ["settings", "seed", "input", "instruments", "cut", "suffix"])
+    @pytest.mark.parametrize("change", ["settings", "seed", "input", "instruments", "cut", "suffix", "part"])
     def test_what_was_asked_for_differently_is_not_finished(self, three, workplace, change):
         assert self.separate()[0] == 0
-        options = {"settings": ["--hop", 256], "seed": ["--seed", 1], "suffix": ["--format", "flac"]}
+        options = {
+            "settings": ["--hop", 256],
+            "seed": ["--seed", 1],
+            "part": ["--part", 60],
+            "suffix": ["--format", "flac"],
+        }
         if change == "input":
             write("b.wav", sinusoid(551.0))
         if change == "cut":
