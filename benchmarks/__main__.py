@@ -11,9 +11,11 @@ from benchmarks import (
     gradients,
     neural,
     notes,
+    plots,
     selection,
     settings,
     speed,
+    suite,
     tradeoff,
     training,
 )
@@ -40,6 +42,9 @@ for module in (
     training,
 ):
     app.command(module.__name__.rpartition(".")[2])(module.main)
+app.command("run")(suite.run)
+app.command("compare")(suite.compare)
+app.command("plot")(plots.main)
 
 if __name__ == "__main__":
     app(prog_name="python -m benchmarks")

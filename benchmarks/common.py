@@ -36,6 +36,7 @@ def environment() -> dict[str, Any]:
     return {
         "device": device.device_kind,
         "platform": device.platform,
+        "devices": jax.device_count(),
         "processor": _processor(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "python": platform.python_version(),

@@ -123,6 +123,7 @@ def test_a_few_proximal_steps_are_finished_by_the_projection(x64):
     np.testing.assert_allclose(few.certificate.primal, direct.certificate.primal, rtol=1e-8)
 
 
+@pytest.mark.slow
 def test_the_smallest_alpha_without_spikes(x64):
     patterns, (signals, _) = patterns_of(jnp.dtype("float64")), mixtures(jnp.dtype("float64"))
     limit = largest_alpha(patterns, signals)
@@ -299,6 +300,7 @@ def test_impossible_frames_say_so_and_leave_the_others(steps, dtype):
         np.testing.assert_array_equal(found.sources[good], expected.sources[good])
 
 
+@pytest.mark.slow
 def test_a_zero_instrument_says_so(dtype):
     silent = Patterns.from_dictionary(jnp.asarray(DICTIONARY * [[1], [0]], dtype), PROBLEMS[0].axis)
     spectra = jnp.asarray(PROBLEMS[0].spectra[:1], dtype)

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.optimize
+from marks import DOUBLE_IS_SLOW
 
 from jaxsep.blasso.measures import Spikes, synthesise
 from jaxsep.blasso.patterns import Patterns
@@ -129,6 +130,7 @@ def test_proximal_maps_equal_brute_force(signed, circle, x64):
 
 
 @pytest.mark.parametrize("signed", [False, True])
+@DOUBLE_IS_SLOW
 def test_a_dirac_pattern_is_soft_thresholding(signed, dtype):
     hat = lambda t: jnp.maximum(1 - jnp.abs(t), 0)
     patterns = Patterns.from_functions([hat], 24, (-1.0, 1.0), oversampling=1, dtype=dtype)
@@ -235,6 +237,7 @@ def test_a_warm_start_takes_fewer_steps(x64):
     np.testing.assert_allclose(warm.point, again.point, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_impossible_signals_say_so_and_leave_the_others(dtype):
     patterns, signals = patterns_of(jnp.dtype(dtype)), signals_of(5, seed=9, dtype=dtype)
     broken = signals.at[1, 3].set(jnp.nan).at[2, 0].set(jnp.inf)
@@ -273,6 +276,7 @@ def test_other_outcomes(x64):
     assert outcome(patterns=silent) == kinds.invalid_pattern
 
 
+@DOUBLE_IS_SLOW
 def test_silence_needs_no_spike(dtype):
     found = project(Projection(), patterns_of(jnp.dtype(dtype)), jnp.zeros((1, BINS), dtype), 0.1)
     assert found.outcome == ProjectionOutcome.zero

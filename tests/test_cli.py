@@ -810,6 +810,7 @@ class TestManyRecordings:
         assert err.startswith("jaxsep: a.wav and d/a.flac would share the folder out/a;")
         assert not (workplace / "out").exists()
 
+    @pytest.mark.slow
     def test_a_killed_run_goes_on_and_ends_with_the_same_files(self, workplace):
         for name, pitch in (("a", 440.0), ("b", 550.0), ("c", 660.0)):
             write(f"{name}.wav", sinusoid(pitch))

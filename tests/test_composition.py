@@ -53,6 +53,7 @@ def test_a_separator_inside_transformations(transformed, dtype):
     np.testing.assert_allclose(found, expected, atol=1e-5 if dtype == np.float32 else 1e-9)
 
 
+@pytest.mark.slow
 def test_a_pursuit_as_an_artefact_and_back():
     harmonics = jnp.asarray(DICTIONARY, jnp.float32)
 
@@ -120,6 +121,7 @@ class TestTraces:
 
         self.count(lambda run, samples: run(samples), call(1e-4, 1.0), call(1e-2, 1.0), call(0.0, 3.0))
 
+    @pytest.mark.slow
     def test_beurling_lasso(self):
         patterns = Patterns.from_dictionary(jnp.asarray(DICTIONARY, jnp.float32), AXIS)
         lasso = BeurlingLasso(proximal_steps=3)

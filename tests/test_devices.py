@@ -85,6 +85,7 @@ def finish(*processes):
         assert process.returncode == 0, err
 
 
+@pytest.mark.slow
 def test_two_devices_find_the_tones_of_one(given, tmp_path):
     path, *expected = given
     finish(start(path, tmp_path / "two.npz", devices=2))

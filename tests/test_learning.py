@@ -294,6 +294,7 @@ def likeness(harmonics):
     return similarity(jnp.concatenate([jnp.asarray(DICTIONARY, jnp.float32), harmonics]))[:2, 2:]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, 3])
 def test_the_instruments_of_an_artificial_recording_are_learned(seed):
     (best, other), heard = learned(seed)

@@ -74,6 +74,7 @@ def test_agreement_is_highest_where_the_choice_is_what_the_policy_would_choose(p
         assert float(mode.inharmonicity) == pytest.approx(2e-4, rel=1e-3)
 
 
+@pytest.mark.slow
 def test_absent_tones_are_silent_and_leave_bin_and_inharmonicity_free():
     trainer = Trainer(TINY, 2)
     state = trainer.start(key=jax.random.key(1))
@@ -95,6 +96,7 @@ def test_absent_tones_are_silent_and_leave_bin_and_inharmonicity_free():
     assert alone == pytest.approx(float(10 * terms.sparse + terms.agreement + 10 * terms.direct), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_steps_of_imitation_lead_to_the_choices():
     settings = dataclasses.replace(TINY, batch=8, imitation=300, steps=300)
     trainer = Trainer(settings, 2)

@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from marks import DOUBLE_IS_SLOW
 
 from jaxsep.neural.losses import PredictionLoss, magnitude_distance, radial_distance
 from jaxsep.neural.network import PolicyNetwork, Predicted, ToneNetwork, render_tone
@@ -191,6 +192,7 @@ def test_pathwise_gradients_are_finite_differences(silent, x64):
         assert float(slope) == pytest.approx(float(ahead - behind) / (2 * step), rel=1e-4, abs=1e-8)
 
 
+@pytest.mark.slow
 def test_exact_zeros_everywhere_have_finite_gradients(dtype):
     x, zero = jnp.zeros((96, 2, 9), dtype), jnp.zeros(96, jnp.result_type(dtype, jnp.complex64))
     choice = Choice(jnp.int32(0), jnp.int32(0), jnp.asarray(False), jnp.asarray(0, dtype))
@@ -232,6 +234,7 @@ def test_exchanged_instruments_exchange_the_prediction(x64):
     np.testing.assert_allclose(other.tones.fundamental, found.tones.fundamental[::-1])
 
 
+@DOUBLE_IS_SLOW
 def test_features_have_their_scales_and_silence_is_finite(dtype):
     network = ToneNetwork.create(2, strides=(4, 4), widths=(8, 8), key=jax.random.key(0))
     network = jax.tree.map(lambda x: x.astype(dtype) if eqx.is_inexact_array(x) else x, network)

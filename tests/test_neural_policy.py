@@ -235,6 +235,7 @@ def test_the_dictionary_learns_from_the_untempered_policy(x64):
     assert np.linalg.norm(got - wanted) < 0.3 * np.linalg.norm(tempered - wanted)
 
 
+@pytest.mark.slow
 def test_the_score_has_mean_zero(x64):
     table, harmonics, frame = toy()
     estimator = Estimator(PredictionLoss(), AXIS, (3, 3), coolest=0.2)

@@ -31,6 +31,7 @@ def separated(samples=MIXTURE, settings=TINY, **options):
     return separate_neural(samples, RATE, 2, settings=settings, key=jax.random.key(0), **options)
 
 
+@pytest.mark.slow
 def test_stems_tones_and_dictionary(monkeypatch):
     monkeypatch.setattr(loop, "STEPS_PER_LINE", 2)
     monkeypatch.setattr(neural, "STEPS_PER_LINE", 2)
@@ -61,6 +62,7 @@ def test_channels_have_stems_of_their_own():
     assert np.linalg.norm(result.stems[:, 0] - 2 * result.stems[:, 1]) > 0.1 * np.linalg.norm(result.stems)
 
 
+@pytest.mark.slow
 def test_the_level_of_the_recording_does_not_matter():
     loud, quiet = separated(), separated(MIXTURE * np.float32(2**-12))
     np.testing.assert_allclose(quiet.stems * 2**12, loud.stems, atol=1e-5 * np.abs(loud.stems).max())

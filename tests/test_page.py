@@ -217,6 +217,7 @@ class TestPage:
         assert "No dictionary was learned" in html
         assert "0 notes" in html
 
+    @pytest.mark.slow
     def test_half_a_minute_is_below_8_megabytes(self, tmp_path):
         rate, seconds = 44100, 30
         noise = np.random.default_rng(0).standard_normal((2, rate * seconds)).astype(np.float32)

@@ -43,7 +43,8 @@ def joined(parts):
     )
 
 
-@pytest.mark.parametrize("settings", [GREEDY, pytest.param(FULL, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("settings", [GREEDY, FULL])
 def test_parts_are_those_of_the_whole(path, settings):
     pieces, whole = (parts(path, s, settings, dictionary=true_dictionary()) for s in (4.0, 1e9))
     assert (len(pieces), len(whole)) == (3, 1)
@@ -62,6 +63,7 @@ def test_parts_are_those_of_the_whole(path, settings):
     assert np.mean((tones.active == whole[0].tones.active).all(axis=1)) > 0.98
 
 
+@pytest.mark.slow
 def test_instruments_are_learned_once(path):
     first, *others = parts(path, 4.0, GREEDY)
     assert "learning" in first.seconds

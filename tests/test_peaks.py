@@ -318,6 +318,7 @@ def test_errors_name_argument_expected_and_got(make, message):
         make()
 
 
+@pytest.mark.slow
 def test_full_reaches_the_recorded_residuals():
     path = REFERENCE / "peak_frames.npz"
     if not path.exists():

@@ -144,7 +144,7 @@ def test_every_frame_has_its_loss():
     assert all(seconds >= 0 for seconds in result.seconds.values())
 
 
-@pytest.mark.parametrize("rate", [22050, 48000])
+@pytest.mark.parametrize("rate", [22050, pytest.param(48000, marks=pytest.mark.slow)])
 def test_other_sample_rates(rate):
     result = with_dictionary(mixture(rate), rate)
     assert result.stems.shape == (2, 2 * rate)
@@ -153,6 +153,7 @@ def test_other_sample_rates(rate):
     assert worst_ratio(result, rate) > 15
 
 
+@pytest.mark.slow
 def test_every_channel_has_its_stems():
     left = mixture()
     result = with_dictionary(np.stack([left, 0.5 * left]))
@@ -170,6 +171,7 @@ def test_one_channel_is_mono():
     np.testing.assert_array_equal(result.stems[:, 0], separated().stems)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("level", [2.0**13, 2.0**-13])
 def test_level_does_not_matter(level):
     """A power of 2 changes nothing but the exponents of all numbers."""
@@ -180,7 +182,7 @@ def test_level_does_not_matter(level):
     np.testing.assert_allclose(result.loss, expected.loss, rtol=1e-4, atol=1e-7)
 
 
-@pytest.mark.parametrize("level", [1e4, 1e-4])
+@pytest.mark.parametrize("level", [1e4, pytest.param(1e-4, marks=pytest.mark.slow)])
 def test_level_does_not_matter_but_for_rounding(level):
     samples = (level * mixture().astype(float)).astype(np.float32)
     result = with_dictionary(samples)
@@ -190,6 +192,7 @@ def test_level_does_not_matter_but_for_rounding(level):
     assert result.loss.mean() == pytest.approx(separated().loss.mean(), rel=1e-3)
 
 
+@pytest.mark.slow
 def test_double_precision_samples_are_the_same_recording():
     result = with_dictionary(mixture().astype(np.float64))
     np.testing.assert_array_equal(result.stems, separated().stems)
@@ -205,6 +208,7 @@ def test_tones_alone_are_played_without_masking():
     assert 1e-3 < np.sum(remainder**2) / np.sum(mixture() ** 2) < 0.2
 
 
+@pytest.mark.slow
 def test_more_phase_iterations():
     result = with_dictionary(mixture(), settings=dataclasses.replace(QUICK, phase_iterations=3))
     assert result.stems.shape == (2, 2 * RATE)
@@ -230,6 +234,7 @@ def test_greedy_search_of_one_instrument_gives_the_mixture():
 # ---- Learning ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_dictionary_is_learned_if_none_is_given():
     result, listener = learned()
     assert_sum(result, mixture())

@@ -271,7 +271,9 @@ def check_fidelity(recorded, setting, dtype):
     assert np.mean(loss <= 1.02 * recorded[f"{setting}_loss"]) >= 0.95
 
 
-@pytest.mark.parametrize("setting", SETTINGS)
+@pytest.mark.parametrize(
+    "setting", [*SETTINGS[:2], *(pytest.param(s, marks=pytest.mark.slow) for s in SETTINGS[2:])]
+)
 def test_recorded_losses_are_reached(setting, reference):
     check_fidelity(reference("tone_frames.npz"), setting, np.float32)
 
