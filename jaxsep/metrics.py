@@ -124,6 +124,7 @@ def sdr_sir_sar_filter(
     return _best_scores(references, estimates, filter_length=filter_length)
 
 
+@jax.jit
 def si_sdr(reference: Float[Array, "samples"], estimate: Float[Array, "_samples"]) -> Float[Array, ""]:
     """Scale-invariant signal-to-distortion ratio of one estimate, in dB; a training loss when negated.
 

@@ -59,6 +59,7 @@ class TestCount:
         assert count(jnp.fft.rfft, frames).products == 2.5 * 4 * 256 * 8
         assert count(jnp.fft.fft, frames.astype(jnp.complex64)).products == 5 * 4 * 256 * 8
 
+    @pytest.mark.slow
     def test_a_pursuit_of_more_frames_does_more(self):
         spectra, rows = stages.music(4), stages.learned_like()
         few, many = (count(TonePursuit(), s, rows) for s in (spectra[:1], spectra))
@@ -153,6 +154,7 @@ def test_numbers_of_devices(cores, expected):
     assert suite.device_counts({"platform": "gpu", "cores": 64, "devices": cores}) == expected
 
 
+@pytest.mark.slow
 def test_more_devices_find_as_good_tones():
     found = suite.measure_devices(quick=True, frames=8, number=1)
     spectra = stages.music(8)

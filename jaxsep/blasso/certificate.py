@@ -60,6 +60,7 @@ def certify(
     return Certificate(0.5 * energy + bound * mass, gap, scale)
 
 
+@eqx.filter_jit
 def alpha_max(patterns: Patterns, target: Float[Array, " bins"], *, signed: bool = False) -> Float[Array, ""]:
     """The smallest α at which the decomposition of `target` is 0: `max_i sup_x ⟨ψ_i(· - x), b⟩`.
 

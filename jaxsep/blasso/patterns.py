@@ -103,6 +103,7 @@ class Patterns(eqx.Module):
         return patterns
 
     @classmethod
+    @eqx.filter_jit
     def from_dictionary(
         cls,
         harmonics: Float[Array, "instruments harmonics"],

@@ -145,6 +145,11 @@ class Projection(eqx.Module):
 
         Raises: `ValueError` without a signal, or if the number of bins is not the patterns'.
         """
+        # As an array: another number needs no other program.
+        return self._project(patterns, signals, jnp.asarray(bound, signals.dtype), start)
+
+    @eqx.filter_jit
+    def _project(self, patterns, signals, bound, start):
         signals, bound, verdict = check_input(patterns, signals, bound)
         valid = verdict == _ACCEPTED
         start = Spikes.empty((signals.shape[0], 1), signals.dtype) if start is None else start

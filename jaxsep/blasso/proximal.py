@@ -114,6 +114,11 @@ class BeurlingLasso(eqx.Module):
 
         Raises: `ValueError` without a frame, or if the number of bins is not the patterns'.
         """
+        # As an array: another number needs no other program.
+        return self._decompose(patterns, signals, jnp.asarray(alpha, signals.dtype), start)
+
+    @eqx.filter_jit
+    def _decompose(self, patterns, signals, alpha, start):
         harmless, bound, verdict = check_input(patterns, signals, alpha)
         num_frames = signals.shape[0]
         used = jnp.zeros(num_frames, jnp.int32)

@@ -175,6 +175,7 @@ class Trainer(eqx.Module):
             options.baseline,
         )
 
+    @eqx.filter_jit
     def start(
         self, harmonics: Float[Array, "instruments harmonics"] | None = None, *, key: PRNGKeyArray
     ) -> TrainingState:

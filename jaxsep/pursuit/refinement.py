@@ -213,6 +213,7 @@ class _Job(eqx.Module):
     spent: Int[Array, ""]  # steps of the minimisation before pruning
 
 
+@eqx.filter_jit
 def refine(
     spectra: Float[Array, "frames bins"],
     tones: Tones,

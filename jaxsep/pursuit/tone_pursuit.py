@@ -80,6 +80,7 @@ class TonePursuit(eqx.Module):
         if self.tones_per_instrument < 1:
             raise ValueError(f"tones_per_instrument: expected at least 1, got {self.tones_per_instrument}")
 
+    @eqx.filter_jit
     def __call__(
         self, spectra: Float[Array, "frames bins"], dictionary: Float[Array, "instruments harmonics"]
     ) -> PursuitResult:

@@ -87,6 +87,7 @@ def _check(harmonics, path):
         raise ValueError(f"dictionary: expected values in [0, 1], some above 0 in each row, in {path}")
 
 
+@eqx.filter_jit
 def random_instruments(
     num_instruments: int, num_harmonics: int = NUM_HARMONICS, dtype=jnp.float32, *, key: PRNGKeyArray
 ) -> Float[Array, "instruments harmonics"]:

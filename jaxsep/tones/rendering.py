@@ -3,6 +3,7 @@
 import math
 from typing import Literal
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
@@ -56,6 +57,7 @@ def render(
     return _root(jnp.sum(everything, axis=0), exponent)
 
 
+@eqx.filter_jit
 def render_instruments(
     tones: Tones,
     dictionary: Float[Array, "instruments harmonics"],
