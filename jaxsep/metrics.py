@@ -155,6 +155,7 @@ def si_sdr(reference: Float[Array, "samples"], estimate: Float[Array, "_samples"
     return _lowest_where(_silent(references[0]) | _silent(estimate), sdr)
 
 
+@jax.jit
 def best_permutation(scores: Float[Array, "references estimates"]) -> Int[Array, "references"]:
     """Assignment of a different estimate to each reference that maximises the sum of the scores.
 

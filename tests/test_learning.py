@@ -308,6 +308,7 @@ def test_the_instruments_of_an_artificial_recording_are_learned(seed):
     assert all(note.startswith("loss ") for note in heard[1:])
 
 
+@pytest.mark.slow
 def test_restarts_are_ranked_by_their_loss_over_the_recording():
     # One restart of this key misses an instrument, and its loss says so.
     (best, other), _ = learned(3)

@@ -187,6 +187,7 @@ def test_a_training_that_diverges_says_so(workplace, monkeypatch):  # noqa: F811
     assert not (workplace / "out").exists()
 
 
+@pytest.mark.slow
 def test_a_page_of_the_results(workplace, monkeypatch):  # noqa: F811
     monkeypatch.setattr(NeuralSettings, "small", lambda: TINY)
     soundfile.write("duet.wav", MIXTURE, RATE, subtype="FLOAT")

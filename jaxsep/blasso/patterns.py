@@ -160,6 +160,7 @@ class Patterns(eqx.Module):
         parts = self.table[:, None], self.transforms[:, None], self.scale[:, None]
         return eqx.tree_at(lambda p: (p.table, p.transforms, p.scale), self, parts)
 
+    @eqx.filter_jit
     def atoms(
         self, position: Float[Array, " spikes"], pattern: Int[Array, " spikes"]
     ) -> Float[Array, "derivatives spikes bins"]:
@@ -207,6 +208,7 @@ class Patterns(eqx.Module):
         apart = jnp.abs(first - second)
         return jnp.minimum(apart, self.num_bins - apart) if self.circle else apart
 
+    @eqx.filter_jit
     def correlate(self, signal: Float[Array, " bins"]) -> Float[Array, "patterns cells nodes"]:
         """`⟨ψ_i(· - x), p⟩` at the nodes x = n + f_r of every cell n of admissible shifts."""
         size = _transform_size(
@@ -222,6 +224,7 @@ class Patterns(eqx.Module):
         closing = jnp.roll(lags[:, :1], -1, axis=2)  # the node 1 of a cell is the node 0 of the next
         return jnp.swapaxes(jnp.concatenate([lags, closing], axis=1)[:, :, :cells], 1, 2)
 
+    @eqx.filter_jit
     def peaks(self, signal: Float[Array, " bins"], *, signed: bool = False) -> Peaks:
         """The maximum of the correlation over each cell of shifts, and with `signed` of its negative."""
         values = self.correlate(signal)
