@@ -17,8 +17,8 @@ __all__ = ["Work", "count"]
 class Work(NamedTuple):
     """What one call takes.
 
-    - `elementwise`: additions, multiplications, comparisons and the like.
-    - `products`: operations of matrix products, convolutions and Fourier transforms.
+    - `elementwise`: additions, multiplications, comparisons and the like, also of Fourier transforms.
+    - `products`: operations of matrix products and convolutions.
     - `transcendental`: exponentials, logarithms, powers, trigonometric functions.
     - `moved`: bytes of the arguments and results, each moved once: the least there can be.
     """
@@ -199,7 +199,7 @@ def _cost(equation):
             math.prod(parameters["fft_lengths"]),
             len({x.dtype for x in inputs + outputs}) == 1,
         )
-        return "products", round((5 if is_complex else 2.5) * points * math.log2(length))
+        return "elementwise", round((5 if is_complex else 2.5) * points * math.log2(length))
     if name in ("cholesky", "lu", "triangular_solve"):
         return "products", max(math.prod(x.shape) for x in inputs) * inputs[0].shape[-1]
     if name == "sort":

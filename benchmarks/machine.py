@@ -10,7 +10,7 @@ from benchmarks.counting import Work
 
 __all__ = ["Limits", "bound", "measure_limits"]
 
-#: A program whose largest share is below this is bounded by something else.
+#: A program whose largest share is below this is bounded by the overhead of many small operations.
 _LOW = 0.1
 _NAMES = {
     "elementwise": "arithmetic",
@@ -39,7 +39,7 @@ class Limits(NamedTuple):
 def bound(shares: dict[str, float]) -> str:
     """What keeps a program from being faster, in words."""
     name = max(shares, key=shares.__getitem__)
-    return _NAMES[name] if shares[name] >= _LOW else f"many small steps (then {_NAMES[name]})"
+    return _NAMES[name] if shares[name] >= _LOW else f"overhead (then {_NAMES[name]})"
 
 
 def measure_limits(quick: bool = False) -> Limits:
