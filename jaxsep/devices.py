@@ -12,7 +12,15 @@ import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import PyTree
 
-__all__ = ["over_frames", "parallel_map"]
+__all__ = ["chunk_size", "over_frames", "parallel_map"]
+
+
+def chunk_size() -> int:
+    """Frames per compiled call: one shape for every recording, and bounded memory.
+
+    A CPU gains nothing beyond a few hundred; an accelerator is not filled by so few.
+    """
+    return 256 if jax.default_backend() == "cpu" else 2048
 
 
 def over_frames(

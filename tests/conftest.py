@@ -6,8 +6,9 @@ from pathlib import Path
 # Most of a test's time is compilation, and most of that LLVM's optimisation, which changes no result.
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 # The next run, and the worker beside this one, find what has been compiled; `--cache-clear` removes it.
-_PROGRAMS = Path(__file__).resolve().parents[1] / ".pytest_cache" / "d" / "programs"
-os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_PROGRAMS))
+os.environ.setdefault(
+    "JAX_COMPILATION_CACHE_DIR", str(Path(__file__).resolve().parents[1] / ".pytest_cache" / "d" / "programs")
+)
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from jaxsep.progress import Progress
-from jaxsep.separators import spectra
+from jaxsep.pursuit import search
+from jaxsep.separators import spectra, stages
 from jaxsep.separators.pursuit import separate
 from jaxsep.separators.separation import PursuitSettings
 from jaxsep.tones.dictionary import NUM_HARMONICS, Dictionary
@@ -333,3 +334,16 @@ def test_a_dictionary_of_another_size():
 def test_impossible_settings(options, message):
     with pytest.raises(ValueError, match=message):
         PursuitSettings(**options)
+
+
+# ---- Chunks -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size", [64, 2048])
+def test_the_size_of_the_chunks_changes_nothing(size, monkeypatch):
+    for module in (search, spectra, stages):
+        monkeypatch.setattr(module, "chunk_size", lambda: size)
+    result, expected = with_dictionary(mixture()), separated()
+    np.testing.assert_array_equal(result.tones.active, expected.tones.active)
+    np.testing.assert_allclose(result.stems, expected.stems, atol=1e-3 * np.abs(expected.stems).max())

@@ -74,10 +74,7 @@ def test_what_bounds_a_program():
     shares = limits.shares(Work(elementwise=50, products=100, transcendental=9, moved=10), seconds=1.0)
     assert shares == pytest.approx({"elementwise": 0.5, "products": 0.1, "transcendental": 0.9, "moved": 0.2})
     assert bound(shares) == "exponentials"
-    assert (
-        bound({name: 0.01 * share for name, share in shares.items()})
-        == "overhead (then exponentials)"
-    )
+    assert bound({name: 0.01 * share for name, share in shares.items()}) == "overhead (then exponentials)"
 
 
 def test_a_stage_is_measured_with_its_compilation_apart():

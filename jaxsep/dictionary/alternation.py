@@ -10,11 +10,11 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float
 
+from jaxsep.devices import chunk_size
 from jaxsep.dictionary.adam import instrument_adam
 from jaxsep.dictionary.learning import mean_loss
 from jaxsep.pursuit.moves import arrange, by_voice, ringing
 from jaxsep.pursuit.search import (
-    CHUNK,
     EXPLORE_STEPS,
     Decomposition,
     Explored,
@@ -34,7 +34,7 @@ __all__ = ["Alternated", "Alternation", "Finder", "fit_dictionary"]
 _BATCH = 256
 
 #: Finds the tones of every frame by itself: from a pursuit, spectra and harmonics; calls its last argument
-#: after each chunk of `CHUNK` frames.
+#: after each chunk of frames (`chunk_size`).
 Finder = Callable[[TonePursuit, np.ndarray, Array, Callable[[], None]], Decomposition]
 
 
@@ -128,7 +128,7 @@ class Alternation(eqx.Module):
         """How often `advance` is called at most for so many frames and dictionaries."""
         few = -(-num_frames // self.stride)
         explored = (2 if self.learn else 1) * num_starts * self.rounds + 2
-        return num_starts * (-(-few // CHUNK) + 2 * len(self.spans)) + EXPLORE_STEPS * explored
+        return num_starts * (-(-few // chunk_size()) + 2 * len(self.spans)) + EXPLORE_STEPS * explored
 
     def __call__(
         self,

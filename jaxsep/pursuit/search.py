@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxsep.devices import parallel_map
+from jaxsep.devices import chunk_size, parallel_map
 from jaxsep.pursuit.moves import arrange, exchanged, from_neighbours, reselected, without
 from jaxsep.pursuit.refinement import refine
 from jaxsep.pursuit.tone_pursuit import TonePursuit
@@ -33,9 +33,6 @@ __all__ = [
     "refit",
     "reselect",
 ]
-
-#: Frames per compiled call: one shape for every recording and every list of frames.
-CHUNK = 256
 
 #: Tones of the same instrument nearer than this, in bins, are one hypothesis: refinement joins them.
 _SAME = 1.0
@@ -248,7 +245,7 @@ def explore(
     frames, tones = _new(found.tones, proposals)
     # What is far worse than the present tones of a frame is given up early.
     goal = found.loss + _MARGIN * float(voices.scale)
-    evenly = _Evenly(advance, -(-frames.size // CHUNK), EXPLORE_STEPS)
+    evenly = _Evenly(advance, -(-frames.size // chunk_size()), EXPLORE_STEPS)
     refined = refit(pursuit, spectra, harmonics, tones, goal[frames], frames, evenly)
     slots = found.tones.capacity // harmonics.shape[0]
     refined = Decomposition(arrange(refined.tones, harmonics.shape[0], slots), refined.loss)
@@ -393,11 +390,12 @@ def _refine(pursuit, spectra, tones, harmonics, goal):
 
 def _chunked(run, rows):
     """Results of `run` on chunks of rows, the last one filled up with repetitions that are dropped."""
+    size = chunk_size()
 
     def chunk(start):
-        return run(np.resize(rows[start : start + CHUNK], CHUNK))
+        return run(np.resize(rows[start : start + size], size))
 
-    parts = list(parallel_map(chunk, range(0, rows.size, CHUNK)))
+    parts = list(parallel_map(chunk, range(0, rows.size, size)))
     return jax.tree.map(lambda *x: np.concatenate(x)[: rows.size], *parts)
 
 

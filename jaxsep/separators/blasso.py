@@ -13,10 +13,10 @@ from jaxsep.blasso.patterns import Patterns
 from jaxsep.blasso.projection import Projection
 from jaxsep.blasso.proximal import BeurlingLasso
 from jaxsep.blasso.support import spikes_as_tones
-from jaxsep.devices import parallel_map
+from jaxsep.devices import chunk_size, parallel_map
 from jaxsep.pursuit.lifting import LiftedLoss, power
 from jaxsep.pursuit.refinement import prune
-from jaxsep.pursuit.search import CHUNK, Decomposition, refit
+from jaxsep.pursuit.search import Decomposition, refit
 from jaxsep.pursuit.tone_pursuit import TonePursuit
 from jaxsep.tones.tones import Tones
 
@@ -61,20 +61,20 @@ def largest_spikes(
     advance: Callable[[], None] = lambda: None,
 ) -> Tones:
     """The spikes alone as tones, as many as may play; `advance` is called after each chunk."""
-    num_frames = spectra.shape[0]
+    num_frames, size = spectra.shape[0], chunk_size()
     patterns = Patterns.from_dictionary(jnp.asarray(harmonics), objective.axis, lift=objective.lift)
     fraction = jnp.asarray(alpha, spectra.dtype)
 
     def run(first):
         # The last chunk repeats its last frame, so that every chunk has one compiled shape.
-        rows = np.minimum(np.arange(first, first + CHUNK), num_frames - 1)
+        rows = np.minimum(np.arange(first, first + size), num_frames - 1)
         here = jnp.asarray(spectra[rows])
         found = _decompose(objective, patterns, here, fraction, tones_per_instrument)
         found = jax.tree.map(np.asarray, found)
         advance()
         return found
 
-    parts = list(parallel_map(run, range(0, num_frames, CHUNK)))
+    parts = list(parallel_map(run, range(0, num_frames, size)))
     return jax.tree.map(lambda *x: np.concatenate(x)[:num_frames], *parts)
 
 

@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from jaxsep.audio import resample
+from jaxsep.devices import chunk_size
 from jaxsep.neural.checkpoint import load_checkpoint
 from jaxsep.neural.imitation import Guide
 from jaxsep.neural.loop import STEPS_PER_LINE, train
@@ -22,7 +23,6 @@ from jaxsep.progress import Progress
 from jaxsep.separators.pursuit import separate
 from jaxsep.separators.separation import Separation, check_request
 from jaxsep.separators.spectra import (
-    CHUNK,
     analyse_chunk,
     excerpt_of,
     num_chunks,
@@ -164,7 +164,7 @@ def separate_neural(
 def spectral_peak(mono: Float[np.ndarray, " samples"], trainer: Trainer) -> float:
     """The largest magnitude in the spectrogram, by which a recording is divided."""
     stft = trainer.stft
-    starts = range(0, stft.num_frames(mono.size), CHUNK)
+    starts = range(0, stft.num_frames(mono.size), chunk_size())
     return float(max(_loudest(jnp.asarray(excerpt_of(mono, stft, first)), stft) for first in starts))
 
 
@@ -182,12 +182,12 @@ def predict_stems(
     """Stems of a recording at the settings' rate, scaled as in training; `advance` is called after chunks."""
     stft, several = trainer.stft, len(channels) > 1
     tracks = np.concatenate([channels.mean(axis=0)[None], channels]) if several else channels
-    num_frames = stft.num_frames(tracks.shape[1])
+    num_frames, size = stft.num_frames(tracks.shape[1]), chunk_size()
     stems = np.zeros((2, trainer.num_instruments, *tracks.shape), np.float32)
     frames = []
     for number, track in enumerate(tracks):
-        for first in range(0, num_frames, CHUNK):
-            inside = np.arange(first, first + CHUNK) < num_frames
+        for first in range(0, num_frames, size):
+            inside = np.arange(first, first + size) < num_frames
             excerpt = jnp.asarray(excerpt_of(track, stft, first))
             pieces, found = _predict_chunk(trainer, state.network, state.harmonics, excerpt, inside)
             overlap_into(stems[:, :, number], np.asarray(pieces), first * stft.hop - stft.n_fft // 2)

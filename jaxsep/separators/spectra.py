@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxsep.devices import parallel_map
+from jaxsep.devices import chunk_size, parallel_map
 from jaxsep.signal.log_frequency import log_frequency_spectrogram
 from jaxsep.signal.masks import ratio_masks, unit_phase
 from jaxsep.signal.stft import GaussianSTFT
@@ -29,10 +29,6 @@ __all__ = [
 #: Rate in Hz at which recordings are analysed; the papers' constants belong to it.
 ANALYSIS_RATE = 48000
 
-#: Frames per chunk: bounds the memory, and every chunk has one compiled shape.
-CHUNK = 256
-_ROWS = np.arange(CHUNK)
-
 
 def linear_axis(stft: GaussianSTFT) -> LinearAxis:
     """Axis of the bins that are modelled: all but the Nyquist bin."""
@@ -48,12 +44,12 @@ def log_spectra(samples, stft: GaussianSTFT, axis: LogAxis, peaks, advance) -> n
         return np.asarray(spectra)
 
     num_frames = stft.num_frames(samples.shape[-1])
-    return np.concatenate(list(parallel_map(run, range(0, num_frames, CHUNK))))[:num_frames]
+    return np.concatenate(list(parallel_map(run, range(0, num_frames, chunk_size()))))[:num_frames]
 
 
 def num_chunks(stft: GaussianSTFT, num_samples: int) -> int:
     """Number of chunks of a signal."""
-    return -(-stft.num_frames(num_samples) // CHUNK)
+    return -(-stft.num_frames(num_samples) // chunk_size())
 
 
 @eqx.filter_jit
@@ -72,14 +68,15 @@ def resynthesise(samples, tones: Tones, harmonics, stft: GaussianSTFT, settings,
         stft: the transform whose frames the tones belong to.
         settings: masking, share and phase iterations.
     """
-    num_frames = stft.num_frames(samples.shape[1])
+    num_frames, size = stft.num_frames(samples.shape[1]), chunk_size()
     phases = np.broadcast_to(samples, (harmonics.shape[0], *samples.shape))
     power = total_power(stft, num_frames, samples.shape[1])
     for _ in range(settings.phase_iterations):
 
         def run(first, phases=phases):
-            inside = np.arange(first, first + CHUNK) < num_frames
-            here = jax.tree.map(lambda x: np.asarray(x)[np.minimum(first + _ROWS, num_frames - 1)], tones)
+            frames = np.arange(first, first + size)
+            inside = frames < num_frames
+            here = jax.tree.map(lambda x: np.asarray(x)[np.minimum(frames, num_frames - 1)], tones)
             here = eqx.tree_at(lambda t: t.active, here, here.active & inside[:, None])
             excerpts = excerpt_of(samples, stft, first), excerpt_of(phases, stft, first)
             options = stft, settings.masking, settings.share
@@ -88,7 +85,7 @@ def resynthesise(samples, tones: Tones, harmonics, stft: GaussianSTFT, settings,
             return first, out
 
         stems = np.zeros((harmonics.shape[0], *samples.shape), samples.dtype)
-        for first, out in parallel_map(run, range(0, num_frames, CHUNK)):
+        for first, out in parallel_map(run, range(0, num_frames, size)):
             overlap_into(stems, out, first * stft.hop - stft.n_fft // 2)
         phases = stems = stems / power
     return stems
@@ -118,13 +115,13 @@ def _stems(excerpt, phases, inside, tones, harmonics, stft, masking, share):
 
 
 def analyse_chunk(excerpt, stft):
-    return stft.analyse(excerpt, first_frame=stft.n_fft // 2 // stft.hop, num_frames=CHUNK)
+    return stft.analyse(excerpt, first_frame=stft.n_fft // 2 // stft.hop, num_frames=chunk_size())
 
 
 def excerpt_of(samples, stft, first):
     """The samples that a chunk of frames reaches, zero beyond the ends; the last axis is time."""
     start = first * stft.hop - stft.n_fft // 2
-    stop = start + stft.span(CHUNK)
+    stop = start + stft.span(chunk_size())
     inside = samples[..., max(0, start) : stop]
     before = max(0, -start)
     after = stop - start - before - inside.shape[-1]

@@ -12,13 +12,14 @@ import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from jaxsep.audio import resample
+from jaxsep.devices import chunk_size
 from jaxsep.dictionary.alternation import Alternated, Alternation
 from jaxsep.dictionary.learning import DictionaryLearner
 from jaxsep.dictionary.restarts import learn_dictionaries
 from jaxsep.progress import Progress
 from jaxsep.pursuit.lifting import LiftedLoss
 from jaxsep.pursuit.peaks import PeakPursuit
-from jaxsep.pursuit.search import CHUNK, pursue
+from jaxsep.pursuit.search import pursue
 from jaxsep.pursuit.tone_pursuit import TonePursuit
 from jaxsep.pursuit.voices import VoiceModel, Voices
 from jaxsep.separators import blasso
@@ -108,7 +109,7 @@ class Stages:
     def num_steps(self, num_frames: int, learned: Learned) -> int:
         """How often `decompose` reports its progress at most."""
         if self.settings.search == "greedy":
-            return -(-num_frames // CHUNK)
+            return -(-num_frames // chunk_size())
         return self._alternation(learned).num_steps(num_frames, len(learned.dictionaries))
 
     def _alternation(self, learned):
