@@ -3,7 +3,6 @@
 import json
 from typing import Any
 
-import matplotlib
 from matplotlib.figure import Figure
 
 from benchmarks import blasso, neural, tradeoff
@@ -62,9 +61,9 @@ def _draw_stages(figure, rows):
     times.barh(place, [per_frame(row) for row in rows], color="#666666", height=0.6)
     times.set_xscale("log")
     for position, row in zip(place, rows, strict=True):
-        times.annotate(
-            f"{per_frame(row):.3g}", (per_frame(row), position), (3, -3), textcoords="offset points"
-        )
+        time = per_frame(row)
+        text = f"{time:,.0f}" if time >= 100 else f"{time:.3g}"
+        times.annotate(text, (time, position), (3, -3), textcoords="offset points")
     times.margins(x=0.15)
     times.set_yticks(place, names)
     times.invert_yaxis()
@@ -73,7 +72,7 @@ def _draw_stages(figure, rows):
         shares = [100 * row["shares"][kind] for row in rows]
         limits.barh([p + offset for p in place], shares, 0.18, color=_COLOURS[kind], label=_LABELS[kind])
     limits.set_xlim(0, 100)
-    limits.set_xlabel("% of the time that the machine's highest rate would take")
+    limits.set_xlabel("% of the machine's highest rate")
     limits.legend(frameon=False, fontsize=8, loc="lower right")
     for axes in (times, limits):
         axes.spines[["top", "right"]].set_visible(False)
@@ -84,25 +83,26 @@ def _draw_scaling(figure, rows, devices):
     panels = figure.subplots(1, len(kinds) + 1)
     for axes, kind in zip(panels, kinds, strict=False):
         mine = [row for row in rows if row["axis"] == kind]
-        for number, name in enumerate(dict.fromkeys(row["name"] for row in mine)):
+        names = list(dict.fromkeys(row["name"] for row in mine))
+        for name, colour in zip(names, _COLOURS.values(), strict=False):
             line = [row for row in mine if row["name"] == name]
-            colour = list(_COLOURS.values())[number]
             values = [row["value"] for row in line]
             axes.plot(values, [per_frame(row) for row in line], "o-", ms=4, color=colour, label=name)
-            axes.set_xticks(values, values)
         axes.set_xscale("log", base=2)
-        axes.xaxis.set_major_formatter(matplotlib.ticker.ScalarFormatter())
-        axes.set_yscale("log")
+        axes.set_xticks(values, values)
         axes.set_xlabel(kind)
-        axes.legend(frameon=False, fontsize=7)
+        if len(names) == 1:
+            axes.set_ylim(0, 1.1 * max(map(per_frame, mine)))
+            axes.set_title(names[0], fontsize=9)
+        else:
+            axes.set_yscale("log")
+            axes.legend(frameon=False, fontsize=7, loc="lower left", bbox_to_anchor=(0, 1))
     panels[0].set_ylabel("µs per frame")
     numbers = [row["number"] for row in devices]
-    panels[-1].plot(
-        numbers, [devices[0]["seconds"] / row["seconds"] for row in devices], "o-", ms=4, color="k"
-    )
-    panels[-1].plot(numbers, numbers, ":", color="#999999")
+    panels[-1].plot(numbers, [devices[0]["seconds"] / row["seconds"] for row in devices], "ko-", ms=4)
+    panels[-1].plot([0, numbers[-1]], [0, numbers[-1]], ":", color="#999999")
     panels[-1].set_xticks(numbers)
     panels[-1].set_xlabel("devices")
-    panels[-1].set_ylabel("throughput of the tone pursuit")
+    panels[-1].set_title("speed-up, pursuit", fontsize=9)
     for axes in panels:
         axes.spines[["top", "right"]].set_visible(False)
