@@ -41,7 +41,7 @@ _FREE = frozenset(
 )
 #: How these combine two elements is written as a program; they are no calls of it.
 _COMBINE = ("reduce", "scatter")
-#: A loop of so many trips, and a branch, as `jax.numpy` uses them.
+#: A loop until something holds, and a branch.
 _DYNAMIC = ("while", "cond")
 
 
@@ -85,17 +85,10 @@ def _evaluate(equation, inputs, total):
     if name == "scan" and _is_dynamic(inner[0].jaxpr):
         return _scan(equation.params, inputs, total)
     if inner and name not in ("scan", "custom_linear_solve"):
-        return _call(equation.params, inputs, total)
+        return _run(inner[0], inputs, total)  # a call; what follows is the derivative of what has its own
     _add_equation(total, equation)
     found = equation.primitive.bind(*inputs, **equation.params)
     return found if equation.primitive.multiple_results else [found]
-
-
-def _call(parameters, inputs, total):
-    """Of a jitted, checkpointed or differentiated function."""
-    name = next(name for name in ("jaxpr", "call_jaxpr", "fun_jaxpr") if name in parameters)
-    program = parameters[name]
-    return _run(program if hasattr(program, "consts") else core.ClosedJaxpr(program, ()), inputs, total)
 
 
 def _while(parameters, inputs, total):
@@ -169,7 +162,6 @@ def _add_equation(total, equation, times=1):
     if name == "custom_linear_solve":
         inner = [equation.params["jaxprs"].solve]
     if inner:
-        # What follows the first is the derivative of a function that has its own.
         _add(total, inner[0].jaxpr, times * (equation.params["length"] if name == "scan" else 1))
     else:
         kind, amount = _cost(equation)
@@ -188,18 +180,18 @@ def _cost(equation):
     if name == "dot_general":
         (contracted, _), _ = parameters["dimension_numbers"]
         length = math.prod(inputs[0].shape[axis] for axis in contracted)
-        return "products", (8 if jnp.iscomplexobj(inputs[0]) else 2) * size * length
+        return "products", 2 * size * length * (
+            4 if jnp.issubdtype(inputs[0].dtype, jnp.complexfloating) else 1
+        )
     if name == "conv_general_dilated":
         kernel, features = inputs[1].shape, parameters["dimension_numbers"].rhs_spec[0]
         return "products", 2 * size * math.prod(kernel) // kernel[features]
     if name == "fft":
         # Of a complex transform of n points, 5 n log2 n; half of it where one side is real.
         points = max(math.prod(x.shape) for x in inputs + outputs)
-        length, is_complex = (
-            math.prod(parameters["fft_lengths"]),
-            len({x.dtype for x in inputs + outputs}) == 1,
-        )
-        return "elementwise", round((5 if is_complex else 2.5) * points * math.log2(length))
+        is_complex = all(jnp.issubdtype(x.dtype, jnp.complexfloating) for x in inputs + outputs)
+        depth = math.log2(math.prod(parameters["fft_lengths"]))
+        return "elementwise", round((5 if is_complex else 2.5) * points * depth)
     if name in ("cholesky", "lu", "triangular_solve"):
         return "products", max(math.prod(x.shape) for x in inputs) * inputs[0].shape[-1]
     if name == "sort":

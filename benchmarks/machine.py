@@ -8,11 +8,12 @@ import jax.numpy as jnp
 from benchmarks.common import measure
 from benchmarks.counting import Work
 
-__all__ = ["Limits", "bound", "measure_limits"]
+__all__ = ["NAMES", "Limits", "bound", "measure_limits"]
 
 #: A program whose largest share is below this is bounded by the overhead of many small operations.
 _LOW = 0.1
-_NAMES = {
+#: What `Work` counts, in words.
+NAMES = {
     "elementwise": "arithmetic",
     "products": "matrix products",
     "transcendental": "exponentials",
@@ -39,7 +40,7 @@ class Limits(NamedTuple):
 def bound(shares: dict[str, float]) -> str:
     """What keeps a program from being faster, in words."""
     name = max(shares, key=shares.__getitem__)
-    return _NAMES[name] if shares[name] >= _LOW else f"overhead (then {_NAMES[name]})"
+    return NAMES[name] if shares[name] >= _LOW else f"overhead (then {NAMES[name]})"
 
 
 def measure_limits(quick: bool = False) -> Limits:

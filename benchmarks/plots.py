@@ -7,6 +7,7 @@ from matplotlib.figure import Figure
 
 from benchmarks import blasso, neural, tradeoff
 from benchmarks.common import RESULTS, ROOT
+from benchmarks.machine import NAMES
 from benchmarks.suite import per_frame
 
 __all__ = ["draw_suite", "main"]
@@ -19,12 +20,6 @@ _PARTS = {
     "tradeoff": ("runs", tradeoff.draw),
 }
 _COLOURS = {"products": "#0072B2", "elementwise": "#56B4E9", "transcendental": "#D55E00", "moved": "#009E73"}
-_LABELS = {
-    "products": "matrix products",
-    "elementwise": "arithmetic",
-    "transcendental": "exponentials",
-    "moved": "memory",
-}
 
 
 def main() -> None:
@@ -70,7 +65,7 @@ def _draw_stages(figure, rows):
     times.set_xlabel("µs per frame")
     for offset, kind in zip((-0.27, -0.09, 0.09, 0.27), _COLOURS, strict=True):
         shares = [100 * row["shares"][kind] for row in rows]
-        limits.barh([p + offset for p in place], shares, 0.18, color=_COLOURS[kind], label=_LABELS[kind])
+        limits.barh([p + offset for p in place], shares, 0.18, color=_COLOURS[kind], label=NAMES[kind])
     limits.set_xlim(0, 100)
     limits.set_xlabel("% of the machine's highest rate")
     limits.legend(frameon=False, fontsize=8, loc="lower right")

@@ -92,12 +92,17 @@ def learned_like(count: int = 2) -> Float[Array, "instruments harmonics"]:
     return rows / jnp.max(rows, axis=1, keepdims=True)
 
 
-def music(frames: int, axis: LogAxis = AXIS) -> Float[Array, "frames bins"]:
-    """Spectra of one tone of each of two instruments, with a tenth of noise and a peak of 1."""
+def duets(frames: int, axis: LinearAxis | LogAxis) -> Float[Array, "frames bins"]:
+    """Exact spectra of one tone of each of two instruments."""
     tones = random_tones(frames, 2, key=jax.random.key(6))
     hertz = AXIS.to_hz(tones.fundamental)
     tones = eqx.tree_at(lambda t: t.fundamental, tones, axis.to_bin(hertz))
-    spectra = jax.vmap(lambda t: render(t, learned_like(), axis))(tones)
+    return jax.vmap(lambda t: render(t, learned_like(), axis))(tones)
+
+
+def music(frames: int, axis: LogAxis = AXIS) -> Float[Array, "frames bins"]:
+    """Spectra of one tone of each of two instruments, with a tenth of noise and a peak of 1."""
+    spectra = duets(frames, axis)
     spectra = jnp.abs(spectra * (1 + 0.1 * jax.random.normal(jax.random.key(7), spectra.shape)))
     return spectra / jnp.max(spectra)
 
@@ -118,7 +123,7 @@ def inverse_stft(frames: int) -> Stage:
     return Stage.of("inverse STFT", frames, transform.overlap_add, spectra)
 
 
-def rendering(frames: int, method: str) -> Stage:
+def rendering(frames: int, method: str = "windowed") -> Stage:
     """Spectra of two tones each."""
     tones = random_tones(frames, 2, key=jax.random.key(6))
     spectra = lambda tones, rows: jax.vmap(lambda t: render(t, rows, AXIS, method=method))(tones)
@@ -129,10 +134,7 @@ def peaks(name: str, pursuit: PeakPursuit, frames: int) -> Stage:
     """Log-frequency spectra of tones and noise."""
     transform = GaussianSTFT(hop=512)
     axis = LinearAxis(transform.n_fft // 2, RATE / transform.n_fft)
-    tones = random_tones(frames, 2, key=jax.random.key(6))
-    hertz = AXIS.to_hz(tones.fundamental)
-    tones = eqx.tree_at(lambda t: t.fundamental, tones, axis.to_bin(hertz))
-    linear = jax.vmap(lambda t: render(t, learned_like(), axis))(tones)
+    linear = duets(frames, axis)
     linear = linear + 1e-3 * jax.random.uniform(jax.random.key(8), linear.shape)
     spectrogram = lambda x: log_frequency_spectrogram(x, axis, AXIS, pursuit)
     return Stage.of(f"log-frequency spectrogram, {name}", frames, spectrogram, linear)

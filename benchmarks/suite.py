@@ -17,7 +17,6 @@ import typer
 
 from benchmarks import speed, stages
 from benchmarks.common import (
-    Timing,
     answer,
     call_worker,
     describe,
@@ -105,12 +104,9 @@ def measure_stages(quick: bool, frames: int) -> dict[str, Any]:
 def scaled_stages(quick: bool, frames: int) -> Iterator[tuple[str, int, Stage]]:
     """Over frames, polyphony, bins and batch."""
     factors = (1, 2, 4) if quick else (1, 2, 4, 8)
-    for factor in factors:
-        yield "frames", frames // 4 * factor, stages.stft(frames // 4 * factor)
-    for factor in factors:
-        yield "frames", frames // 4 * factor, stages.rendering(frames // 4 * factor, "windowed")
-    for factor in factors:
-        yield "frames", frames // 4 * factor, stages.tone_pursuit(frames // 4 * factor)
+    for make in (stages.stft, stages.rendering, stages.tone_pursuit):
+        for number in (frames // 4 * factor for factor in factors):
+            yield "frames", number, make(number)
     for tones in (1, 2) if quick else (1, 2, 4):
         yield "tones per instrument", tones, stages.polyphonic_pursuit(frames, tones)
     for bins in (512, 1024) if quick else (512, 1024, 2048):
@@ -136,9 +132,9 @@ def measure_stage(stage: Stage, limits: Limits | None, quick: bool) -> dict[str,
         "device_peak_bytes": device_peak(),
     }
     if limits is not None:
-        work = count(stage.function, *stage.arguments)
-        shares = limits.shares(work, timing.minimum)
-        row |= {"work": work._asdict(), "shares": shares, "bound": bound(shares)}
+        counted = count(stage.function, *stage.arguments)
+        shares = limits.shares(counted, timing.minimum)
+        row |= {"work": counted._asdict(), "shares": shares, "bound": bound(shares)}
     return row
 
 
@@ -190,7 +186,7 @@ def measure_whole(quick: bool) -> dict[str, Any]:
     def whole():
         runs.append(separate(mixture, rate, 2, settings=settings, key=jax.random.key(0)))
 
-    timing: Timing = measure(whole, repeats=1)
+    timing = measure(whole, repeats=1)
     return {
         "settings": "fast" if quick else "default",
         "music_seconds": mixture.size / rate,

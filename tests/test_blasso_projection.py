@@ -1,5 +1,6 @@
 """Projections and proximal maps: brute force, soft thresholding, feasibility between all grid points."""
 
+import sys
 from functools import cache
 
 import equinox as eqx
@@ -13,6 +14,7 @@ from marks import DOUBLE_IS_SLOW
 from jaxsep.blasso.measures import Spikes, synthesise
 from jaxsep.blasso.patterns import Patterns
 from jaxsep.blasso.projection import Projection, ProjectionOutcome
+from jaxsep.blasso.proximal import BeurlingLasso
 
 BINS = 40
 WIDTHS = (1.6, 2.1)
@@ -305,3 +307,17 @@ def test_sources_are_sums_of_shifted_patterns(x64):
     )
     expected = np.stack([-2 * numpy_atoms(0, [20.9])[0], 0.5 * numpy_atoms(1, [3.3])[0]])
     np.testing.assert_allclose(synthesise(patterns_of(jnp.float64), spikes), expected, atol=1e-10)
+
+
+@pytest.mark.parametrize(
+    "method", [Projection(max_spikes=4), BeurlingLasso(Projection(max_spikes=4), proximal_steps=0)]
+)
+def test_another_bound_needs_no_other_program(method, monkeypatch):
+    traced, module = [], sys.modules[type(method).__module__]
+    check = module.check_input
+    monkeypatch.setattr(module, "check_input", lambda *given: traced.append(1) or check(*given))
+    bump = lambda distance: jnp.exp(-0.5 * (distance / 2) ** 2)
+    patterns = Patterns.from_functions([bump], num_bins=45, support=(-12.0, 12.0))
+    found = [method(patterns, bump(jnp.arange(45.0) - 20.25)[None], bound) for bound in (0.5, 0.25)]
+    assert len(traced) == 1
+    assert np.all(found[0].spikes.amplitude.sum() < found[1].spikes.amplitude.sum())

@@ -342,8 +342,10 @@ def test_impossible_settings(options, message):
 @pytest.mark.slow
 @pytest.mark.parametrize("size", [64, 2048])
 def test_the_size_of_the_chunks_changes_nothing(size, monkeypatch):
+    expected, asked = separated(), []
     for module in (search, spectra, stages):
-        monkeypatch.setattr(module, "chunk_size", lambda: size)
-    result, expected = with_dictionary(mixture()), separated()
+        monkeypatch.setattr(module, "chunk_size", lambda name=module.__name__: asked.append(name) or size)
+    result = with_dictionary(mixture())
+    assert {search.__name__, spectra.__name__} <= set(asked)
     np.testing.assert_array_equal(result.tones.active, expected.tones.active)
     np.testing.assert_allclose(result.stems, expected.stems, atol=1e-3 * np.abs(expected.stems).max())
