@@ -5,6 +5,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxsep.blasso.patterns import Patterns
+from jaxsep.dot import dot
 
 __all__ = ["Certificate", "alpha_max", "certify"]
 
@@ -54,8 +55,8 @@ def certify(
     """
     over = largest > bound
     scale = jnp.where(over, bound / jnp.where(over, largest, 1), 1)
-    energy = residual @ residual
-    slack = bound * mass - scale * (residual @ (target - residual))
+    energy = dot(residual, residual)
+    slack = bound * mass - scale * dot(residual, target - residual)
     gap = 0.5 * (1 - scale) ** 2 * energy + jnp.maximum(slack, 0)
     return Certificate(0.5 * energy + bound * mass, gap, scale)
 

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxsep.blasso.patterns import Patterns
+from jaxsep.dot import dot
 from jaxsep.pursuit.adjoint import Adjoint, Problem, known
 from jaxsep.pursuit.lanes import map_frames
 
@@ -55,7 +56,7 @@ def synthesise(patterns: Patterns, spikes: Spikes) -> Float[Array, "patterns bin
     mass = jnp.where(spikes.active, spikes.sign * spikes.amplitude, 0)
     shapes = patterns.atoms(spikes.position, spikes.pattern)[0]
     rows = jax.nn.one_hot(spikes.pattern, patterns.num_patterns, dtype=mass.dtype) * mass[:, None]
-    return jnp.matmul(rows.T, shapes, precision="highest")
+    return dot(rows.T, shapes)
 
 
 class Descended(eqx.Module):
@@ -140,18 +141,18 @@ def slide(
 def _evaluate(patterns, target, bound, pattern, sign, amplitude, position) -> _Point:
     shape, slope, curve = patterns.atoms(position, pattern)
     mass = sign * amplitude
-    residual = target - mass @ shape
+    residual = target - dot(mass, shape)
     columns = jnp.concatenate([sign[:, None] * shape, mass[:, None] * slope])
-    hessian = jnp.matmul(columns, columns.T, precision="highest")
-    bend = jnp.maximum(-mass * (curve @ residual), 0)
-    loss = 0.5 * residual @ residual + bound * jnp.sum(amplitude)
+    hessian = dot(columns, columns.T)
+    bend = jnp.maximum(-mass * dot(curve, residual), 0)
+    loss = 0.5 * dot(residual, residual) + bound * jnp.sum(amplitude)
     price = jnp.concatenate([jnp.full_like(amplitude, bound), jnp.zeros_like(amplitude)])
     return _Point(
         amplitude=amplitude,
         position=position,
         loss=loss,
         residual=residual,
-        gradient=price - columns @ residual,
+        gradient=price - dot(columns, residual),
         hessian=hessian + jnp.diag(jnp.concatenate([jnp.zeros_like(bend), bend])),
     )
 
@@ -179,7 +180,7 @@ def _propose(patterns, here, active, damping):
         moving = free & ~jnp.concatenate([emptied, emptied])
         system = jnp.where(moving[:, None] & moving, damped, 0) + jnp.diag(jnp.where(moving, 0, 1))
         factor = jax.scipy.linalg.cho_factor(system)
-        right = jnp.where(moving, -here.gradient - here.hessian @ fixed, 0)
+        right = jnp.where(moving, -here.gradient - dot(here.hessian, fixed), 0)
         direction = jax.scipy.linalg.cho_solve(factor, right) + fixed
         return emptied | (moving[:size] & (here.amplitude + direction[:size] < 0)), direction
 
@@ -190,7 +191,7 @@ def _propose(patterns, here, active, damping):
         move = patterns.within(here.position + move) - here.position
     amplitude = jnp.where(emptied, 0, jnp.maximum(here.amplitude + direction[:size], 0))
     step = jnp.concatenate([amplitude - here.amplitude, move])
-    predicted = -(here.gradient @ step + 0.5 * step @ here.hessian @ step)
+    predicted = -dot(here.gradient + 0.5 * dot(here.hessian, step), step)
     return amplitude, patterns.within(here.position + move), predicted
 
 
@@ -206,14 +207,14 @@ class SpikeFit(Problem):
         """`½‖b - Σ_j a_j s_j ψ(· - x_j)‖² + λ Σ_j a_j`."""
         (amplitude, _), (_, bound, _, _, active) = x, data
         residual = self.residual(x, data)
-        return 0.5 * residual @ residual + bound * jnp.sum(jnp.where(active, amplitude, 0))
+        return 0.5 * dot(residual, residual) + bound * jnp.sum(jnp.where(active, amplitude, 0))
 
     def residual(self, x, data):
         """`b - Σ_j a_j s_j ψ(· - x_j)`."""
         (amplitude, position), (target, _, pattern, sign, active) = x, data
         mass = jnp.where(active, sign * amplitude, 0)
         shapes = self.patterns.atoms(position, pattern)[0]
-        return target - jnp.matmul(mass, shapes, precision="highest")
+        return target - dot(mass, shapes)
 
     def free(self, x, data):
         """Parameters that the descent would move."""
@@ -234,8 +235,8 @@ class SpikeFit(Problem):
         point, mass = self._evaluate(x, data), jnp.where(active, sign * amplitude, 0)
         size = amplitude.size
         # `_evaluate` leaves out what vanishes at the optimum, and what may be negative away from it.
-        mixed = -jnp.diag(sign * (slope @ point.residual))
-        bend = -mass * (curve @ point.residual)
+        mixed = -jnp.diag(sign * dot(slope, point.residual))
+        bend = -mass * dot(curve, point.residual)
         missing = jnp.diag(bend - jnp.maximum(bend, 0))
         return point.hessian + jnp.block([[jnp.zeros((size, size), bend.dtype), mixed], [mixed, missing]])
 

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Complex, Float, Int
 
+from jaxsep.dot import dot
 from jaxsep.pursuit.lifting import power
 from jaxsep.tones.axes import LogAxis
 from jaxsep.tones.tones import SINUSOID_WIDTH
@@ -130,7 +131,7 @@ class Patterns(eqx.Module):
 
         def shape(distance):
             gaussians = jnp.exp(-0.5 * ((distance - partials[:, None]) / SINUSOID_WIDTH) ** 2)
-            return power(jnp.einsum("ih,hj->ij", harmonics, gaussians), lift)
+            return power(dot(harmonics, gaussians), lift)
 
         patterns = _tabulate(shape, axis.num_bins, (-reach, last), None, False, oversampling, dtype)
         norm = power(jnp.sum(patterns.table[:, 0] ** 2, axis=1), 0.5)
@@ -176,7 +177,7 @@ class Patterns(eqx.Module):
         chosen = jax.nn.one_hot(pattern, self.num_patterns, dtype=weights.dtype)
         weights = (weights[:, :, None] * chosen[:, :, None]).reshape(3 * position.size, -1)
         flat = self.table.reshape(weights.shape[1], -1)
-        entries = jnp.matmul(weights, flat, precision="highest").reshape(3, position.size, -1)
+        entries = dot(weights, flat).reshape(3, position.size, -1)
         margin = self.num_bins
         start = -cell.astype(jnp.int32) - self.first_offset
         if self.circle:
@@ -231,9 +232,10 @@ class Patterns(eqx.Module):
         if signed:
             values = jnp.concatenate([values, -values])
         dtype, count = values.dtype, _SAMPLES + 1
-        coefficients = values @ jnp.asarray(_to_coefficients(self.oversampling).T, dtype)
+        coefficients = dot(values, jnp.asarray(_to_coefficients(self.oversampling).T, dtype))
         # Samples stand before cells: reductions over the middle axis are vectorised, unlike those of argmax.
-        samples = jnp.einsum("kn,icn->ikc", jnp.asarray(_between(self.oversampling, _SAMPLES), dtype), values)
+        between = jnp.asarray(_between(self.oversampling, _SAMPLES), dtype)
+        samples = jnp.einsum("kn,icn->ikc", between, values, precision="highest")
         ends = jnp.full((samples.shape[0], 1, samples.shape[2]), -jnp.inf, dtype)
         left = jnp.concatenate([ends, samples[:, :-1]], axis=1)
         right = jnp.concatenate([samples[:, 1:], ends], axis=1)

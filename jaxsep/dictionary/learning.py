@@ -7,6 +7,7 @@ import optax
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from jaxsep.dictionary.adam import InstrumentAdamState, instrument_adam, reset_instruments
+from jaxsep.dot import dot
 from jaxsep.pursuit.lifting import LiftedLoss
 from jaxsep.pursuit.refinement import pack
 from jaxsep.pursuit.tone_pursuit import TonePursuit
@@ -108,7 +109,8 @@ class DictionaryLearner(eqx.Module):
 
         rows, moments = jax.lax.fori_loop(0, self.descents, descend, (state.harmonics, state.moments))
         played = jax.nn.one_hot(result.tones.instrument, rows.shape[0], dtype=rows.dtype)
-        amplitude = jnp.einsum("ft,fti->i", jnp.where(result.tones.active, result.tones.amplitude, 0), played)
+        heard = jnp.where(result.tones.active, result.tones.amplitude, 0)
+        amplitude = jnp.sum(heard[..., None] * played, axis=(0, 1))
         # Loudness is amplitude times the largest harmonic: the rows need not have a maximum of 1.
         loudness = state.amplitude + amplitude * jnp.max(state.harmonics, axis=1)
         return LearnerState(rows, moments, state.age + 1, loudness), jnp.mean(result.loss)
@@ -154,7 +156,9 @@ def mean_loss(
 ) -> Float[Array, ""]:
     """Mean lifted loss of frames at given tones, as a function of the dictionary."""
     theta = pack(tones, objective.lift)
-    model = jax.vmap(objective.model)(theta, harmonics[tones.instrument])
+    # Not `harmonics[tones.instrument]`, whose derivative adds up in any order on accelerators.
+    rows = dot(jax.nn.one_hot(tones.instrument, harmonics.shape[0], dtype=harmonics.dtype), harmonics)
+    model = jax.vmap(objective.model)(theta, rows)
     residual = objective.lifted(model) - objective.lifted(spectra)
     return 0.5 * jnp.mean(jnp.sum(residual**2, axis=1))
 
@@ -164,4 +168,4 @@ def similarity(harmonics: Float[Array, "instruments harmonics"]) -> Float[Array,
     lifted = jnp.sqrt(harmonics)
     norm = jnp.sqrt(jnp.sum(harmonics, axis=1))
     unit = lifted / jnp.where(norm > 0, norm, 1)[:, None]
-    return unit @ unit.T
+    return dot(unit, unit.T)

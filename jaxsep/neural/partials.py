@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Complex, Float, Int
 
+from jaxsep.dot import dot
 from jaxsep.tones.axes import LinearAxis
 from jaxsep.tones.rendering import add_windows, window_offsets
 
@@ -84,7 +85,7 @@ def fit_harmonics(partials: Partials, spectrum: Complex[Array, " bins"]) -> Comp
     factor = jax.scipy.linalg.cho_factor(jax.lax.stop_gradient(system))
     # Derivatives need two more solutions with the same factor, instead of those of the factorisation.
     real, imag = jax.lax.custom_linear_solve(
-        lambda c: system @ c, both, lambda _, b: jax.scipy.linalg.cho_solve(factor, b), symmetric=True
+        lambda c: dot(system, c), both, lambda _, b: jax.scipy.linalg.cho_solve(factor, b), symmetric=True
     ).T
     return jax.lax.complex(real, imag)
 

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float, PyTree
 
+from jaxsep.dot import dot
 from jaxsep.pursuit.lanes import map_frames
 
 __all__ = ["Adjoint", "Implicit", "Problem", "Unrolled", "freeze", "known"]
@@ -178,10 +179,10 @@ def _solve(
     inverse = jnp.where(regular, 1 / jnp.where(regular, values, 1), 0)
 
     def solve(_, b):
-        turned = jnp.matmul(vectors.T, b, precision="highest")
-        return jnp.matmul(vectors, inverse * turned, precision="highest")
+        turned = dot(vectors.T, b)
+        return dot(vectors, inverse * turned)
 
     # Differentiated again, the solution of the system counts and not its eigenvalues, which may coincide.
-    apply = lambda x: jnp.matmul(matrix, x, precision="highest")
+    apply = lambda x: dot(matrix, x)
     solution = jax.lax.custom_linear_solve(apply, jnp.where(free, scale * right, 0), solve, symmetric=True)
     return jnp.where(free, scale * solution, 0)  # exactly 0, which eigenvectors are not to rounding

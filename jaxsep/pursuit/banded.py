@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from jaxsep.dot import dot
 from jaxsep.tones.rendering import add_windows, window_offsets
 from jaxsep.tones.tones import width_bounds
 
@@ -103,7 +104,7 @@ def _evaluate(parameters, active, spectrum):
     # Σ_f r g d^k, k = 0, 1, 2, with d the distance from the peak, from the moments about the nearest bin
     powers = jnp.stack([jnp.ones_like(offsets), offsets, offsets**2], axis=1)
     weighted = _windows(residual, nearest, offsets.shape[0]) * shapes
-    m0, m1, m2 = jnp.matmul(weighted, powers, precision="highest").T
+    m0, m1, m2 = dot(weighted, powers).T
     moments = jnp.stack([m0, m1 + shift * m0, m2 + shift * (2 * m1 + shift * m0)])
     by_shape = moments / jnp.stack([jnp.ones_like(width), width**2, width**3])
     return residual, -by_shape * _scales(width)

@@ -90,7 +90,8 @@ class LiftedLoss(eqx.Module):
         residual = lifted - target
         slope_of_lift = self.lift * lifted / (model + self.offset)
         jacobian = (columns * scale[:, :, None] * slope_of_lift).reshape(-1, target.shape[0])
-        gram = jnp.einsum("if,jf->ij", jacobian, jnp.concatenate([jacobian, residual[None]]))
+        both = jnp.concatenate([jacobian, residual[None]])
+        gram = jnp.einsum("if,jf->ij", jacobian, both, precision="highest")
         return 0.5 * jnp.sum(residual**2), gram[:, :-1], gram[:, -1]
 
 

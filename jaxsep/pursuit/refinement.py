@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from jaxsep.dot import dot
 from jaxsep.pursuit.adjoint import Adjoint, Implicit, Problem, freeze, known
 from jaxsep.pursuit.lanes import default_lanes, map_frames, queue, run_lanes
 from jaxsep.pursuit.lifting import LiftedLoss, power
@@ -157,7 +158,7 @@ def _propose(theta, hessian, gradient, active, damping):
     direction = jax.scipy.linalg.cho_solve(factor, jnp.where(free, -gradient, 0))
     trial = jnp.clip(here + direction, low, high)
     move = trial - here
-    predicted = -(gradient @ move + 0.5 * move @ hessian @ move)
+    predicted = -dot(gradient + 0.5 * dot(hessian, move), move)
     return trial.reshape(theta.shape), predicted
 
 

@@ -3,12 +3,12 @@
 import math
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Complex, Float, Int
 
+from jaxsep.dot import dot
 from jaxsep.pursuit.lifting import LiftedLoss, power
-from jaxsep.tones.rendering import add_windows, window_offsets
+from jaxsep.tones.rendering import window_offsets
 from jaxsep.tones.tones import SINUSOID_WIDTH
 
 __all__ = ["PatternBank", "select"]
@@ -25,16 +25,14 @@ class PatternBank(eqx.Module):
     def build(cls, dictionary: Float[Array, "instruments harmonics"], objective: LiftedLoss) -> "PatternBank":
         """The patterns of a dictionary; an instrument without any harmonic never correlates."""
         axis, dtype = objective.axis, dictionary.dtype
-        offsets = window_offsets(dtype)
-        reach = offsets.shape[0] // 2
+        reach = window_offsets(dtype).shape[0] // 2
         num_harmonics = dictionary.shape[1]
         span = math.ceil(axis.bins_per_neper * math.log(num_harmonics)) + 2 * reach + 1
         size = _fast_length(axis.num_bins + span)
         zero = jnp.zeros((), dtype)
         position = axis.partials(zero + reach, zero, num_harmonics)[0]
-        nearest = jnp.round(position).astype(jnp.int32)
-        partials = jnp.exp(-0.5 * (((nearest - position)[:, None] + offsets) / SINUSOID_WIDTH) ** 2)
-        unit = jax.vmap(lambda row: add_windows(row[:, None] * partials, nearest, span)[0])(dictionary)
+        distance = jnp.arange(span, dtype=dtype) - position[:, None]
+        unit = dot(dictionary, jnp.exp(-0.5 * (distance / SINUSOID_WIDTH) ** 2))
         pattern = power(unit, objective.lift)
         norm = jnp.sqrt(jnp.sum(pattern**2, axis=1))
         inverse = jnp.where(norm > 0, 1 / jnp.where(norm > 0, norm, 1), 0)

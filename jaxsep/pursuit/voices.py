@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from jaxsep.dot import dot
 from jaxsep.tones.axes import LogAxis
 from jaxsep.tones.tones import Tones
 
@@ -115,7 +116,7 @@ class Voices(eqx.Module):
 
     def _heights(self):
         density = jnp.exp(-self.surprisal)
-        return density @ jnp.arange(self.axis.num_bins, dtype=density.dtype) / jnp.sum(density, axis=1)
+        return dot(density, jnp.arange(self.axis.num_bins, dtype=density.dtype)) / jnp.sum(density, axis=1)
 
 
 class Path(eqx.Module):

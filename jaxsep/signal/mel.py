@@ -7,6 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from jaxsep.dot import dot
+
 # Standard deviation in bins of a sinusoid's peak in the Gaussian STFT (see GaussianSTFT.sinusoid_std).
 SINUSOID_STD = 6 / np.pi
 
@@ -76,8 +78,7 @@ def mel_spectrogram(
 def _smooth(magnitudes: Array, sample_rate: float, num_bins: int, f_min: float, f_max: float) -> Array:
     def apply(start: int, filters: np.ndarray) -> Array:
         band = magnitudes[:, start : start + filters.shape[1]]
-        # By default accelerators multiply matrices with a shortened mantissa.
-        return jnp.matmul(band, jnp.asarray(filters.T, magnitudes.dtype), precision="highest")
+        return dot(band, jnp.asarray(filters.T, magnitudes.dtype))
 
     bank = _filter_bank(magnitudes.shape[1], sample_rate, num_bins, f_min, f_max)
     return jnp.concatenate([apply(start, filters) for start, filters in bank], axis=1)
