@@ -110,17 +110,24 @@ def _select(lanes, new, old):
 
 
 def _scan(parameters, inputs, total):
-    fixed, last = parameters["num_consts"], parameters["num_consts"] + parameters["num_carry"]
-    carry, rows = inputs[fixed:last], range(parameters["length"])
+    fixed, carry, moving = _scan_groups(parameters, inputs)
+    count, rows = len(carry), range(parameters["length"])
     columns = []
     for row in reversed(rows) if parameters["reverse"] else rows:
-        here = [*inputs[:fixed], *carry, *(x[row] for x in inputs[last:])]
-        found = _run(parameters["jaxpr"], here, total)
-        carry = found[: last - fixed]
-        columns.append(found[last - fixed :])
+        found = _run(parameters["jaxpr"], [*fixed, *carry, *(x[row] for x in moving)], total)
+        carry = found[:count]
+        columns.append(found[count:])
     if parameters["reverse"]:
         columns.reverse()
     return [*carry, *(jnp.stack(column) for column in zip(*columns, strict=True))]
+
+
+def _scan_groups(parameters, inputs):
+    """What stays, what is carried, and what moves along."""
+    if "ft_in" in parameters:  # since JAX 0.11
+        return map(list, parameters["ft_in"].update(inputs).unpack())
+    first, last = parameters["num_consts"], parameters["num_consts"] + parameters["num_carry"]
+    return inputs[:first], inputs[first:last], inputs[last:]
 
 
 @functools.cache

@@ -47,10 +47,13 @@ def run(
     quick: Annotated[
         bool, typer.Option("--quick", help="Fewer frames and sizes, and fewer repetitions.")
     ] = False,
-    frames: Annotated[int, typer.Option(help="Frames that most stages compute at a time.", min=64)] = 512,
+    frames: Annotated[
+        int | None,
+        typer.Option(help="Frames that most stages compute at a time.  [default: 512, quick 128]", min=64),
+    ] = None,
 ) -> None:
     """Times every stage on the default device, with what bounds it, and writes all to JSON."""
-    frames = min(frames, 128) if quick else frames
+    frames = frames or (128 if quick else 512)
     document = call_worker("benchmarks.suite", {"part": "stages", "quick": quick, "frames": frames}, {})
     platform = document["environment"]["platform"]
     print(f"{describe(document['environment'])}\n\n{limits_table(document['limits'])}\n")

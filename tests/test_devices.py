@@ -1,10 +1,12 @@
 """Frames spread over devices and processes give what one device gives; few programs serve many calls."""
 
 import os
+import re
 import socket
 import subprocess
 import sys
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,6 +14,7 @@ import pytest
 from problems import AXIS, DICTIONARY, duets, render_notes
 
 from jaxsep.devices import over_frames, parallel_map
+from jaxsep.dictionary.learning import DictionaryLearner
 from jaxsep.pursuit.lifting import LiftedLoss
 from jaxsep.pursuit.tone_pursuit import TonePursuit
 
@@ -122,3 +125,25 @@ def test_parallel_map_keeps_order_precision_and_device(x64):
     assert {(str(dtype), device) for _, dtype, device in found} == {("float64", jax.devices()[0])}
     with pytest.raises(ZeroDivisionError):
         list(parallel_map(lambda number: 1 / number, [1, 0]))
+
+
+def learning_step(spectra, harmonics):
+    learner = DictionaryLearner(PURSUIT, num_harmonics=harmonics.shape[1], batch=spectra.shape[0])
+    state = eqx.tree_at(lambda s: s.harmonics, learner.start(key=jax.random.key(0)), harmonics)
+    return learner.step(state, spectra, jnp.float32(0.1))
+
+
+@pytest.mark.parametrize("function", [PURSUIT, learning_step], ids=["pursuit", "learning"])
+def test_accelerators_add_in_a_defined_order(function):
+    """A scattered addition adds in any order there, so that the same key would not give the same result."""
+    harmonics = jnp.ones((4, 8)) if function is learning_step else jnp.asarray(DICTIONARY)
+    spectra = jnp.ones((3, AXIS.num_bins))
+    traced = jax.jit(lambda *arrays: jax.tree.leaves(function(*arrays))).trace(spectra, harmonics)
+
+    def additions(platform):
+        program = traced.lower(lowering_platforms=(platform,)).as_text()
+        scattered = re.findall(r'"stablehlo.scatter".*?stablehlo.return', program, re.DOTALL)
+        return sum("stablehlo.add" in body for body in scattered)
+
+    assert additions("cpu") > 0  # where it is the fastest, and in order
+    assert additions("cuda") == additions("tpu") == 0

@@ -10,6 +10,7 @@ import pytest
 from problems import AXIS, DICTIONARY, Note, duets, pack_notes, render_notes
 
 from benchmarks import scipy_baseline as baseline
+from jaxsep.pursuit import lifting
 from jaxsep.pursuit.lifting import LiftedLoss, power
 from jaxsep.pursuit.refinement import LevenbergMarquardt, pack, prune, refine, unpack
 from jaxsep.tones.rendering import render
@@ -121,6 +122,17 @@ def test_normal_equations_are_those_of_the_dense_jacobian(lift, x64):
     np.testing.assert_allclose(loss, 0.5 * np.sum(r**2), rtol=1e-10)
     np.testing.assert_allclose(hessian / np.outer(scale, scale), J.T @ J / np.outer(scale, scale), atol=1e-10)
     np.testing.assert_allclose(gradient / scale, J.T @ r / scale, atol=1e-8 * np.linalg.norm(r))
+
+
+def test_accelerators_compute_the_same_in_all_bins(x64):
+    arguments = some_theta(0.5), jnp.asarray(DICTIONARY[INSTRUMENTS])
+    windowed, dense = (jax.jit(partial(f, AXIS)) for f in (lifting._windowed_columns, lifting._dense_columns))
+    expected = windowed(*arguments)
+    scale = jnp.max(jnp.abs(expected), axis=(0, 2), keepdims=True)
+    np.testing.assert_allclose(dense(*arguments) / scale, expected / scale, atol=1e-10)
+    amplitude = jnp.array([0.7, 0.05, 1.3])
+    windowed, dense = (jax.jit(partial(f, AXIS)) for f in (lifting._windowed_model, lifting._dense_model))
+    np.testing.assert_allclose(dense(amplitude, *arguments), windowed(amplitude, *arguments), atol=1e-10)
 
 
 @pytest.mark.parametrize("lift", [0.5, 1.0])

@@ -56,9 +56,8 @@ class LiftedLoss(eqx.Module):
         harmonics: Float[Array, "tones harmonics"],
     ) -> Float[Array, " bins"]:
         """As `model`, with the amplitudes a themselves in place of the first column."""
-        unit, nearest = _unit_partials(self.axis, theta, harmonics)[:2]
-        values = amplitude[:, None, None] * unit
-        return add_windows(values.reshape(-1, values.shape[-1]), nearest.reshape(-1), self.axis.num_bins)[0]
+        windowed, dense = partial(_windowed_model, self.axis), partial(_dense_model, self.axis)
+        return jax.lax.platform_dependent(amplitude, theta, harmonics, cpu=windowed, default=dense)
 
     def normal_equations(
         self,
@@ -75,12 +74,8 @@ class LiftedLoss(eqx.Module):
             harmonics: each tone's row of the dictionary.
             target: the lifted spectrum to explain.
         """
-        unit, nearest, scaled, by_inharmonicity = _unit_partials(self.axis, theta, harmonics)
-        slope = unit * scaled / theta[:, 2, None, None]
-        parts = (unit, slope, slope * scaled, slope * by_inharmonicity[..., None])
-        # One contiguous addition per derivative: four times as fast as one with all four interleaved.
-        add = jax.vmap(lambda values, at: add_windows(values, at, self.axis.num_bins)[0])
-        columns = jnp.stack([add(part, nearest) for part in parts], axis=1)  # [tones, 4, bins]
+        windowed, dense = partial(_windowed_columns, self.axis), partial(_dense_columns, self.axis)
+        columns = jax.lax.platform_dependent(theta, harmonics, cpu=windowed, default=dense)
 
         root = power(theta[:, 0], 1 / self.lift - 1)
         amplitude = theta[:, 0] * root
@@ -123,12 +118,58 @@ def _power_jvp(exponent, primals, tangents):
     return value, jnp.where(positive, exponent * root / safe, 0) * change
 
 
-def _unit_partials(axis, theta, harmonics):
+# ---- Partials where they are on CPUs, and in all bins on accelerators --------------------------------------
+#
+# Additions that meet in one bin are slow there, and happen in any order: no two results would be equal.
+
+
+def _windowed_model(axis, amplitude, theta, harmonics):
+    """Spectrum of tones of these amplitudes."""
+    unit, nearest, _, _ = _unit_windows(axis, theta, harmonics)
+    values = amplitude[:, None, None] * unit
+    return add_windows(values.reshape(-1, values.shape[-1]), nearest.reshape(-1), axis.num_bins)[0]
+
+
+def _dense_model(axis, amplitude, theta, harmonics):
+    unit, _, _ = _unit_partials(axis, theta, harmonics)
+    return jnp.sum(amplitude[:, None, None] * unit, axis=(0, 1))
+
+
+def _windowed_columns(axis, theta, harmonics):
+    """Spectra `[tones, 4, bins]` of unit tones, and derivatives by fundamental, width, inharmonicity."""
+    unit, nearest, scaled, by_inharmonicity = _unit_windows(axis, theta, harmonics)
+    # One contiguous addition per derivative: four times as fast as one with all four interleaved.
+    add = jax.vmap(lambda values, at: add_windows(values, at, axis.num_bins)[0])
+    return jnp.stack([add(part, nearest) for part in _parts(unit, scaled, by_inharmonicity, theta)], axis=1)
+
+
+def _dense_columns(axis, theta, harmonics):
+    unit, scaled, by_inharmonicity = _unit_partials(axis, theta, harmonics)
+    parts = _parts(unit, scaled, by_inharmonicity, theta)
+    return jnp.stack([jnp.sum(part, axis=1) for part in parts], axis=1)
+
+
+def _parts(unit, scaled, by_inharmonicity, theta):
+    slope = unit * scaled / theta[:, 2, None, None]
+    return unit, slope, slope * scaled, slope * by_inharmonicity[..., None]
+
+
+def _unit_windows(axis, theta, harmonics):
     """Windows of the partials of unit tones, their bins, distances / width, d position / d inharmonicity."""
-    num_harmonics = harmonics.shape[1]
-    position, _, by_inharmonicity = jax.vmap(lambda f, b: axis.partials(f, b, num_harmonics))(
-        theta[:, 1], theta[:, 3]
-    )
+    position, by_inharmonicity = _positions(axis, theta, harmonics)
     nearest = jnp.round(position).astype(jnp.int32)
     scaled = ((nearest - position)[..., None] + window_offsets(theta.dtype)) / theta[:, 2, None, None]
     return harmonics[..., None] * jnp.exp(-0.5 * scaled**2), nearest, scaled, by_inharmonicity
+
+
+def _unit_partials(axis, theta, harmonics):
+    """As `_unit_windows`, in all bins."""
+    position, by_inharmonicity = _positions(axis, theta, harmonics)
+    scaled = (jnp.arange(axis.num_bins, dtype=theta.dtype) - position[..., None]) / theta[:, 2, None, None]
+    return harmonics[..., None] * jnp.exp(-0.5 * scaled**2), scaled, by_inharmonicity
+
+
+def _positions(axis, theta, harmonics):
+    partials = jax.vmap(lambda f, b: axis.partials(f, b, harmonics.shape[1]))
+    position, _, by_inharmonicity = partials(theta[:, 1], theta[:, 3])
+    return position, by_inharmonicity
