@@ -249,7 +249,7 @@ def test_confidence_is_the_gap_to_other_notes():
 
 @cache
 def alternated(learn=True, scale=1.0, rounds=1):
-    alternation = Alternation(rounds=rounds, spans=(1, 4), learn=learn, descents=60)
+    alternation = Alternation(rounds=rounds, spans=(1, 4), learn=learn)
     # Instruments that are not quite right.
     start = jnp.asarray(DICTIONARY ** np.array([[0.8], [1.3]]), jnp.float32)
     steps = []
@@ -288,6 +288,6 @@ def test_silence_has_no_tones():
 def test_more_instruments_than_tones():
     few = recording()[:3]
     rows = jnp.concatenate([HARMONICS, HARMONICS[:1] ** 2])
-    result = Alternation(rounds=1, spans=(1,), descents=2)(PURSUIT, few, [rows, rows])
+    result = Alternation(rounds=1, spans=(1,))(PURSUIT, few, [rows, rows])
     assert result.tones.capacity == 6
     assert np.all(np.isfinite(result.loss))

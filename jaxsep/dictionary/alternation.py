@@ -7,12 +7,10 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jaxtyping import Array, Float
 
 from jaxsep.devices import chunk_size
-from jaxsep.dictionary.adam import instrument_adam
-from jaxsep.dictionary.learning import mean_loss
+from jaxsep.dictionary.fit import fit_dictionary
 from jaxsep.pursuit.moves import arrange, by_voice, ringing
 from jaxsep.pursuit.search import (
     EXPLORE_STEPS,
@@ -28,10 +26,7 @@ from jaxsep.pursuit.tone_pursuit import TonePursuit
 from jaxsep.pursuit.voices import VoiceModel, Voices, best_path
 from jaxsep.tones.tones import Tones
 
-__all__ = ["Alternated", "Alternation", "Finder", "fit_dictionary"]
-
-#: Frames in one step of the dictionary's descent.
-_BATCH = 256
+__all__ = ["Alternated", "Alternation", "Finder"]
 
 #: Finds the tones of every frame by itself: from a pursuit, spectra and harmonics; calls its last argument
 #: after each chunk of frames (`chunk_size`).
@@ -90,7 +85,7 @@ class Alternation(eqx.Module):
     """Minimises the cost C of `VoiceModel` over a whole recording, from a dictionary learned from samples.
 
     In a round every frame is offered other explanations (its neighbours' tones, instruments exchanged, tones
-    left out or chosen anew), the cheapest path through all of them is taken, and the dictionary descends at
+    left out or chosen anew), the cheapest path through all of them is taken, and the dictionary is fitted to
     the tones found. The first rounds see every `stride`-th frame alone. With each of the dictionaries they
     begin twice: with the tones found in each frame alone and offered to its neighbours, and with the same
     tones given to the instruments by pitch, the highest to the first. Those that cost much more than the best
@@ -102,14 +97,12 @@ class Alternation(eqx.Module):
         rounds: with few frames, which one with all frames follows; 0 leaves the dictionary as it is, too.
         stride: distance of the frames of the first rounds.
         spans: distances, in frames, over which frames offer each other their tones.
-        descents: steps of the modified Adam per round.
-        learning_rate: of the first round; it falls with 1 / round, and starts at half with all frames.
         learn: whether the dictionary may change; otherwise the instruments are not assigned by pitch either.
 
     Example:
         >>> partial = lambda place: jnp.exp(-0.5 * ((jnp.arange(1024.0) - place) / 1.91) ** 2)
         >>> spectra = (partial(400.25) + 0.5 * partial(502.65))[None]  # an octave is 102.4 bins
-        >>> alternation = jaxsep.Alternation(rounds=1, spans=(1,), descents=2)
+        >>> alternation = jaxsep.Alternation(rounds=1, spans=(1,))
         >>> spectra = np.repeat(np.asarray(spectra), 4, axis=0)  # four equal frames
         >>> found = alternation(jaxsep.TonePursuit(), spectra, [jnp.array([[1.0, 0.4]])])
         >>> found.loss.shape, found.harmonics.shape, len(found.cost_trace)
@@ -120,8 +113,6 @@ class Alternation(eqx.Module):
     rounds: int = eqx.field(static=True, default=2)
     stride: int = eqx.field(static=True, default=2)
     spans: tuple[int, ...] = eqx.field(static=True, default=(1, 2, 6, 12, 24))
-    descents: int = eqx.field(static=True, default=60)
-    learning_rate: float = eqx.field(static=True, default=1e-2)
     learn: bool = eqx.field(static=True, default=True)
 
     def num_steps(self, num_frames: int, num_starts: int) -> int:
@@ -161,15 +152,15 @@ class Alternation(eqx.Module):
         task = _Task(pursuit, few, near, scale, tick, find)
         if self.learn:
             states += [self._by_voice(task, state) for state in states if _several_voices(state)]
-        for number in range(self.rounds):
-            states = [self._round(task, state, self.learning_rate, number) for state in states]
+        for _ in range(self.rounds):
+            states = [self._round(task, state) for state in states]
             states.sort(key=lambda state: state.cost)
             states = [state for state in states if state.cost <= states[0].cost + _HOPEFUL * scale]
             trace.append(states[0].cost)
         task = _Task(pursuit, spectra, self.spans, scale, tick, find)
         state = self._expand(task, states[0])
         if self.learn and self.rounds:
-            state = self._round(task, state, self.learning_rate / 2, 0)
+            state = self._round(task, state)
             trace.append(state.cost)
         last, voices = self._ring(task, state)
         trace.append(last.cost)
@@ -185,27 +176,28 @@ class Alternation(eqx.Module):
         """All instruments begin alike, and become different by the tones of their voices."""
         tones = by_voice(state.found.tones, state.harmonics.shape[0], task.pursuit.tones_per_instrument)
         harmonics = jnp.broadcast_to(jnp.mean(state.harmonics, axis=0), state.harmonics.shape)
-        for seed in range(2):
-            state = self._learn(task, tones, harmonics, 2 * self.learning_rate, seed)
+        for _ in range(2):
+            state = self._learn(task, tones, harmonics)
             tones, harmonics = state.found.tones, state.harmonics
         return state
 
-    def _round(self, task, state, learning_rate, number):
+    def _round(self, task, state):
         explored = self._explore(task, state, self._voices(task, state), _moves(task, state))
         if not self.learn:
             return _State(explored.found, state.harmonics, explored.cost)
-        rate = learning_rate / (1 + number)
-        state = self._learn(task, explored.found.tones, state.harmonics, rate, seed=number)
+        state = self._learn(task, explored.found.tones, state.harmonics)
         return eqx.tree_at(lambda s: s.cost, state, self._cost(task, state))
 
-    def _learn(self, task, tones, harmonics, rate, seed):
-        """The dictionary's descent at given tones, and the tones refined with it."""
-        harmonics = fit_dictionary(
-            task.pursuit, task.spectra, tones, harmonics, self.descents, rate, seed=seed
-        )
+    def _learn(self, task, tones, harmonics):
+        """The dictionary that suits given tones, and the tones refined with it."""
+        rows = fit_dictionary(task.pursuit.objective, task.spectra, tones, harmonics)
+        peak = np.max(np.asarray(rows), axis=1)
+        peak = np.where(peak > 0, peak, 1)
+        rows = rows / peak[:, None]
+        tones = eqx.tree_at(lambda t: t.amplitude, tones, tones.amplitude * peak[tones.instrument])
         anything = np.full(task.spectra.shape[0], np.inf, task.spectra.dtype)
-        found = refit(task.pursuit, task.spectra, harmonics, tones, anything)
-        return _State(_arranged(found, harmonics, tones.capacity // harmonics.shape[0]), harmonics)
+        found = refit(task.pursuit, task.spectra, rows, tones, anything)
+        return _State(_arranged(found, rows, tones.capacity // rows.shape[0]), rows)
 
     def _voices(self, task, state) -> Voices:
         if isinstance(self.voices, Voices):
@@ -250,34 +242,3 @@ def _several_voices(state):
 
 def _arranged(found, harmonics, slots):
     return Decomposition(arrange(found.tones, harmonics.shape[0], slots), found.loss)
-
-
-def fit_dictionary(
-    pursuit: TonePursuit,
-    spectra: Float[np.ndarray, "frames bins"],
-    tones: Tones,
-    harmonics: Float[Array, "instruments harmonics"],
-    descents: int,
-    learning_rate: float,
-    *,
-    seed: int,
-) -> Float[Array, "instruments harmonics"]:
-    """The dictionary after `descents` steps of the modified Adam on the mean loss at given tones."""
-    frames = np.random.default_rng(seed).integers(0, spectra.shape[0], (descents, _BATCH))
-    here = jax.tree.map(lambda x: jnp.asarray(np.asarray(x)[frames]), tones)
-    return _descend(pursuit.objective, jnp.asarray(spectra[frames]), here, harmonics, learning_rate)
-
-
-@eqx.filter_jit
-def _descend(objective, spectra, tones, harmonics, learning_rate):
-    optimiser = instrument_adam(learning_rate)
-
-    def step(carry, batch):
-        rows, moments = carry
-        gradient = jax.grad(lambda rows: mean_loss(objective, *batch, rows))(rows)
-        change, moments = optimiser.update(gradient, moments)
-        return (jnp.clip(optax.apply_updates(rows, change), 0, 1), moments), None
-
-    (rows, _), _ = jax.lax.scan(step, (harmonics, optimiser.init(harmonics)), (spectra, tones))
-    peak = jnp.max(rows, axis=1, keepdims=True)
-    return rows / jnp.where(peak > 0, peak, 1)

@@ -5,7 +5,7 @@ from functools import partial
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from jaxsep.tones.axes import LogAxis
 from jaxsep.tones.rendering import add_windows, window_offsets
@@ -89,6 +89,40 @@ class LiftedLoss(eqx.Module):
         gram = jnp.einsum("if,jf->ij", jacobian, both, precision="highest")
         return 0.5 * jnp.sum(residual**2), gram[:, :-1], gram[:, -1]
 
+    def dictionary_equations(
+        self,
+        theta: Float[Array, "frames tones 4"],
+        instrument: Int[Array, "frames tones"],
+        harmonics: Float[Array, "instruments harmonics"],
+        spectra: Float[Array, "frames bins"],
+        weights: Float[Array, " frames"],
+    ) -> tuple[Float[Array, ""], Float[Array, "entries entries"], Float[Array, " entries"]]:
+        """Sums over frames of `L`, `JᵀJ` and `Jᵀr` by all entries of the dictionary, at given tones.
+
+        Arguments:
+            theta: rows as in `model`.
+            instrument: of each tone.
+            harmonics: the dictionary.
+            spectra: to explain.
+            weights: of the frames.
+        """
+        atoms = jax.vmap(lambda theta, instrument: self._atoms(theta, instrument, harmonics.shape))
+        basis = atoms(theta, instrument)  # [frames, entries, bins]
+        model = jnp.einsum("e,feb->fb", harmonics.reshape(-1), basis, precision="highest")
+        lifted = self.lifted(model)
+        residual = jnp.sqrt(weights)[:, None] * (lifted - self.lifted(spectra))
+        slope = jnp.sqrt(weights)[:, None] * self.lift * lifted / (model + self.offset)
+        jacobian = basis * slope[:, None]
+        hessian = jnp.einsum("feb,fgb->eg", jacobian, jacobian, precision="highest")
+        gradient = jnp.einsum("feb,fb->e", jacobian, residual, precision="highest")
+        return 0.5 * jnp.sum(residual**2), hessian, gradient
+
+    def _atoms(self, theta, instrument, shape):
+        """What each entry of the dictionary adds to the spectrum of a frame, `[entries, bins]`."""
+        amplitude = power(theta[:, 0], 1 / self.lift)
+        windowed, dense = partial(_windowed_atoms, self.axis, shape), partial(_dense_atoms, self.axis, shape)
+        return jax.lax.platform_dependent(amplitude, theta, instrument, cpu=windowed, default=dense)
+
 
 @partial(jax.custom_jvp, nondiff_argnums=(1,))
 def power(x: Float[Array, "*shape"], exponent: float) -> Float[Array, "*shape"]:
@@ -147,6 +181,22 @@ def _dense_columns(axis, theta, harmonics):
     unit, scaled, by_inharmonicity = _unit_partials(axis, theta, harmonics)
     parts = _parts(unit, scaled, by_inharmonicity, theta)
     return jnp.stack([jnp.sum(part, axis=1) for part in parts], axis=1)
+
+
+def _windowed_atoms(axis, shape, amplitude, theta, instrument):
+    """Spectra `[entries, bins]` of each harmonic of each instrument."""
+    unit, nearest, _, _ = _unit_windows(axis, theta, jnp.ones((theta.shape[0], shape[1]), theta.dtype))
+    values = amplitude[:, None, None] * unit
+    entry = instrument[:, None] * shape[1] + jnp.arange(shape[1])
+    flat = values.reshape(-1, values.shape[-1]), nearest.reshape(-1), axis.num_bins, entry.reshape(-1)
+    return add_windows(*flat, shape[0] * shape[1])
+
+
+def _dense_atoms(axis, shape, amplitude, theta, instrument):
+    unit, _, _ = _unit_partials(axis, theta, jnp.ones((theta.shape[0], shape[1]), theta.dtype))
+    values = amplitude[:, None, None] * unit
+    mine = instrument == jnp.arange(shape[0])[:, None]
+    return jnp.sum(jnp.where(mine[..., None, None], values, 0), axis=1).reshape(-1, axis.num_bins)
 
 
 def _parts(unit, scaled, by_inharmonicity, theta):
