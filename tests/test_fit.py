@@ -9,11 +9,12 @@ import pytest
 from problems import AXIS, DICTIONARY, Note, duets, pack_notes, render_notes
 
 from jaxsep.dictionary import fit
-from jaxsep.dictionary.fit import fit_dictionary
+from jaxsep.dictionary.fit import fit_dictionary, fit_timbre
 from jaxsep.dictionary.learning import mean_loss
 from jaxsep.pursuit import lifting
 from jaxsep.pursuit.lifting import LiftedLoss
 from jaxsep.pursuit.refinement import pack
+from jaxsep.tones.timbre import Timbre
 
 OBJECTIVE = LiftedLoss(AXIS)
 FRAMES = duets(21, seed=5)
@@ -75,32 +76,88 @@ def test_silence_teaches_nothing():
 
 
 def test_equations_are_those_of_the_dense_jacobian(x64):
-    spectra, tones, start = recording(np.float64, frames=FRAMES[:5])
+    spectra, tones, _ = recording(np.float64, frames=FRAMES[:5])
     spectra, weights = jnp.asarray(spectra) + 0.05, jnp.array([1.0, 0.0, 2.0, 1.0, 1.0])
+    random = np.random.default_rng(0)
+    rows, mixing = (jnp.asarray(random.uniform(0.1, 1, shape)) for shape in ((4, 8), (5, 3, 4)))
     theta = pack(tones, OBJECTIVE.lift)
 
-    def residual(entries):
-        rows = entries.reshape(start.shape)[tones.instrument]
-        model = jax.vmap(OBJECTIVE.model)(theta, rows)
-        return (jnp.sqrt(weights)[:, None] * (OBJECTIVE.lifted(model) - OBJECTIVE.lifted(spectra))).reshape(
-            -1
-        )
+    def residual(rows):
+        model = jax.vmap(OBJECTIVE.model)(theta, mixing @ rows)
+        difference = OBJECTIVE.lifted(model) - OBJECTIVE.lifted(spectra)
+        return (jnp.sqrt(weights)[:, None] * difference).reshape(-1)
 
-    entries = start.reshape(-1)
-    r, J = np.asarray(residual(entries)), np.asarray(jax.jacfwd(residual)(entries))
-    found = jax.jit(OBJECTIVE.dictionary_equations)(theta, tones.instrument, start, spectra, weights)
-    expected = 0.5 * r @ r, J.T @ J, J.T @ r
+    r, J = np.asarray(residual(rows)), np.asarray(jax.jacfwd(residual)(rows))
+    found = jax.jit(OBJECTIVE.row_equations)(theta, mixing, rows, spectra, weights)
+    expected = 0.5 * r @ r, np.einsum("nrh,nqg->rhqg", J, J), np.einsum("nrh,n->rh", J, r)
     for one, other in zip(found, expected, strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-9, atol=1e-9 * np.max(np.abs(other)))
 
 
 def test_accelerators_compute_the_same_in_all_bins(x64):
     _, tones, start = recording(np.float64)
-    tones = jax.tree.map(lambda x: x[0], tones)
-    theta = pack(tones, OBJECTIVE.lift)
+    theta = pack(jax.tree.map(lambda x: x[0], tones), OBJECTIVE.lift)
+    heights = jnp.asarray(START[:1]) * jnp.ones((3, 1))
     windowed, dense = (
-        jax.jit(partial(f, AXIS, start.shape))(tones.amplitude, theta, tones.instrument)
-        for f in (lifting._windowed_atoms, lifting._dense_atoms)
+        jax.jit(partial(f, AXIS))(theta, heights) for f in (lifting._windowed_atoms, lifting._dense_atoms)
     )
-    assert windowed.shape == (start.size, AXIS.num_bins)
+    assert windowed.shape == (3, start.shape[1], AXIS.num_bins)
     np.testing.assert_allclose(dense, windowed, atol=1e-10)
+
+
+# ---- Timbre ------------------------------------------------------------------------------------------------
+
+
+def bright_above(position):
+    """The first instrument changes from dark to bright with the pitch."""
+    share = np.clip((position - 130) / 100, 0, 1)
+    rows = DICTIONARY.copy()
+    rows[0] = (1 - share) * DICTIONARY[0] + share * DICTIONARY[0][::-1]
+    return rows
+
+
+def changing_recording(number=60):
+    frames = duets(number, seed=6)
+    spectra = [sum(render_notes([n], bright_above(n.position)) for n in notes) for notes in frames]
+    return np.stack(spectra).astype(np.float32), pack_notes(frames, 2), frames
+
+
+def test_harmonics_that_change_with_the_pitch_are_found():
+    spectra, tones, frames = changing_recording()
+    plain = fit_dictionary(OBJECTIVE, spectra, tones, jnp.asarray(START, jnp.float32))
+    timbre = fit_timbre(OBJECTIVE, spectra, tones, plain, stiffness=1e-3)
+    found = np.asarray(timbre.of(tones))
+    expected = np.array([[bright_above(n.position)[n.instrument] for n in notes] for notes in frames])
+    error = lambda rows: np.sqrt(np.mean((rows - expected) ** 2))
+    assert error(found) < 0.02
+    assert error(found) < 0.2 * error(np.asarray(plain)[tones.instrument])
+
+
+def test_a_stiff_timbre_is_the_dictionary():
+    spectra, tones, _ = changing_recording()
+    plain = fit_dictionary(OBJECTIVE, spectra, tones, jnp.asarray(START, jnp.float32))
+    timbre = fit_timbre(OBJECTIVE, spectra, tones, plain, stiffness=1e6)
+    expected = np.repeat(np.asarray(plain)[:, None], timbre.rows.shape[1], axis=1)
+    np.testing.assert_allclose(timbre.rows, expected, atol=0.02)
+
+
+def test_instruments_that_do_not_play_keep_their_timbre():
+    spectra, tones, start = recording(np.float32, frames=((Note(1, 0.5, 140.0),), (Note(1, 0.7, 163.2),)))
+    timbre = fit_timbre(OBJECTIVE, spectra, tones, start)
+    np.testing.assert_array_equal(timbre.rows[0], np.broadcast_to(np.asarray(start)[0], timbre.rows[0].shape))
+    # Pitches that are not played take after the nearest one that is.
+    np.testing.assert_array_equal(timbre.rows[1, 0], timbre.rows[1, 5])
+    np.testing.assert_allclose(timbre.of(tones)[:, 0], np.broadcast_to(DICTIONARY[1], (2, 8)), atol=1e-3)
+
+
+def test_the_timbre_of_a_dictionary_is_constant():
+    tones = pack_notes(FRAMES, 2)
+    timbre = Timbre.constant(jnp.asarray(DICTIONARY, jnp.float32), AXIS)
+    np.testing.assert_allclose(timbre.of(tones), DICTIONARY[tones.instrument], rtol=1e-6)
+
+
+def test_pitches_off_the_axis_take_after_its_ends():
+    timbre = Timbre(jnp.asarray(np.random.default_rng(0).uniform(size=(1, 5, 3)), jnp.float32), AXIS)
+    weights = timbre.weights(jnp.array([-40.0, 0.0, 600.0, 0.25 * 511 + 10]))
+    np.testing.assert_allclose(weights.sum(axis=1), 1, rtol=1e-6)
+    np.testing.assert_array_equal(weights[:3, [0, -1]], [[1, 0], [1, 0], [0, 1]])

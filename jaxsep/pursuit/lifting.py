@@ -5,7 +5,7 @@ from functools import partial
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from jaxsep.tones.axes import LogAxis
 from jaxsep.tones.rendering import add_windows, window_offsets
@@ -89,39 +89,42 @@ class LiftedLoss(eqx.Module):
         gram = jnp.einsum("if,jf->ij", jacobian, both, precision="highest")
         return 0.5 * jnp.sum(residual**2), gram[:, :-1], gram[:, -1]
 
-    def dictionary_equations(
+    def row_equations(
         self,
         theta: Float[Array, "frames tones 4"],
-        instrument: Int[Array, "frames tones"],
-        harmonics: Float[Array, "instruments harmonics"],
+        mixing: Float[Array, "frames tones rows"],
+        rows: Float[Array, "rows harmonics"],
         spectra: Float[Array, "frames bins"],
         weights: Float[Array, " frames"],
-    ) -> tuple[Float[Array, ""], Float[Array, "entries entries"], Float[Array, " entries"]]:
-        """Sums over frames of `L`, `JᵀJ` and `Jᵀr` by all entries of the dictionary, at given tones.
+    ) -> tuple[
+        Float[Array, ""], Float[Array, "rows harmonics rows harmonics"], Float[Array, "rows harmonics"]
+    ]:
+        """Sums over frames of `L`, `JᵀJ` and `Jᵀr` by rows that the harmonics of the tones are mixed from.
 
         Arguments:
-            theta: rows as in `model`.
-            instrument: of each tone.
-            harmonics: the dictionary.
+            theta: tones as in `model`.
+            mixing: shares of the rows in the harmonics of each tone; those of a dictionary are 0 and 1.
+            rows: of harmonics.
             spectra: to explain.
             weights: of the frames.
         """
-        atoms = jax.vmap(lambda theta, instrument: self._atoms(theta, instrument, harmonics.shape))
-        basis = atoms(theta, instrument)  # [frames, entries, bins]
-        model = jnp.einsum("e,feb->fb", harmonics.reshape(-1), basis, precision="highest")
-        lifted = self.lifted(model)
-        residual = jnp.sqrt(weights)[:, None] * (lifted - self.lifted(spectra))
-        slope = jnp.sqrt(weights)[:, None] * self.lift * lifted / (model + self.offset)
-        jacobian = basis * slope[:, None]
-        hessian = jnp.einsum("feb,fgb->eg", jacobian, jacobian, precision="highest")
-        gradient = jnp.einsum("feb,fb->e", jacobian, residual, precision="highest")
+        product = partial(jnp.einsum, precision="highest")
+        atoms = jax.vmap(lambda theta: self._atoms(theta, rows.shape[1]))(theta)
+        model = product("fth,fthb->fb", product("ftr,rh->fth", mixing, rows), atoms)
+        lifted, root = self.lifted(model), jnp.sqrt(weights)[:, None]
+        residual = root * (lifted - self.lifted(spectra))
+        jacobian = atoms * (root * self.lift * lifted / (model + self.offset))[:, None, None]
+        by_tones = product("fthb,fsgb->fthsg", jacobian, jacobian)
+        hessian = product("frhsg,fsq->rhqg", product("ftr,fthsg->frhsg", mixing, by_tones), mixing)
+        gradient = product("ftr,fth->rh", mixing, product("fthb,fb->fth", jacobian, residual))
         return 0.5 * jnp.sum(residual**2), hessian, gradient
 
-    def _atoms(self, theta, instrument, shape):
-        """What each entry of the dictionary adds to the spectrum of a frame, `[entries, bins]`."""
-        amplitude = power(theta[:, 0], 1 / self.lift)
-        windowed, dense = partial(_windowed_atoms, self.axis, shape), partial(_dense_atoms, self.axis, shape)
-        return jax.lax.platform_dependent(amplitude, theta, instrument, cpu=windowed, default=dense)
+    def _atoms(self, theta, num_harmonics):
+        """Spectra `[tones, harmonics, bins]` of each harmonic of each tone, as loud as the tone."""
+        amplitude = power(theta[:, 0], 1 / self.lift)[:, None]
+        heights = jnp.broadcast_to(amplitude, (theta.shape[0], num_harmonics))
+        windowed, dense = partial(_windowed_atoms, self.axis), partial(_dense_atoms, self.axis)
+        return jax.lax.platform_dependent(theta, heights, cpu=windowed, default=dense)
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(1,))
@@ -183,20 +186,16 @@ def _dense_columns(axis, theta, harmonics):
     return jnp.stack([jnp.sum(part, axis=1) for part in parts], axis=1)
 
 
-def _windowed_atoms(axis, shape, amplitude, theta, instrument):
-    """Spectra `[entries, bins]` of each harmonic of each instrument."""
-    unit, nearest, _, _ = _unit_windows(axis, theta, jnp.ones((theta.shape[0], shape[1]), theta.dtype))
-    values = amplitude[:, None, None] * unit
-    entry = instrument[:, None] * shape[1] + jnp.arange(shape[1])
-    flat = values.reshape(-1, values.shape[-1]), nearest.reshape(-1), axis.num_bins, entry.reshape(-1)
-    return add_windows(*flat, shape[0] * shape[1])
+def _windowed_atoms(axis, theta, heights):
+    """Spectra `[tones, harmonics, bins]` of partials of these heights."""
+    unit, nearest, _, _ = _unit_windows(axis, theta, heights)
+    row = jnp.arange(nearest.size)
+    values = unit.reshape(-1, unit.shape[-1])
+    return add_windows(values, nearest.reshape(-1), axis.num_bins, row, row.size).reshape(*nearest.shape, -1)
 
 
-def _dense_atoms(axis, shape, amplitude, theta, instrument):
-    unit, _, _ = _unit_partials(axis, theta, jnp.ones((theta.shape[0], shape[1]), theta.dtype))
-    values = amplitude[:, None, None] * unit
-    mine = instrument == jnp.arange(shape[0])[:, None]
-    return jnp.sum(jnp.where(mine[..., None, None], values, 0), axis=1).reshape(-1, axis.num_bins)
+def _dense_atoms(axis, theta, heights):
+    return _unit_partials(axis, theta, heights)[0]
 
 
 def _parts(unit, scaled, by_inharmonicity, theta):

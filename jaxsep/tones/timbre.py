@@ -1,0 +1,38 @@
+"""Harmonics that depend on the pitch."""
+
+import equinox as eqx
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from jaxsep.tones.axes import LogAxis
+from jaxsep.tones.tones import Tones
+
+__all__ = ["Timbre"]
+
+
+class Timbre(eqx.Module):
+    """The harmonics of each instrument at pitches spread evenly over the axis, linear in between.
+
+    Arguments:
+        rows: relative amplitudes of the harmonics at each pitch; with one, the pitch does not matter.
+        axis: from whose first to whose last bin the pitches go.
+    """
+
+    rows: Float[Array, "instruments pitches harmonics"]
+    axis: LogAxis
+
+    @classmethod
+    def constant(cls, harmonics: Float[Array, "instruments harmonics"], axis: LogAxis) -> "Timbre":
+        """That of a dictionary."""
+        return cls(jnp.asarray(harmonics)[:, None], axis)
+
+    def weights(self, fundamental: Float[Array, "*tones"]) -> Float[Array, "*tones pitches"]:
+        """Shares of the pitches in the harmonics of tones, whose fundamentals are in bins; they sum to 1."""
+        last = self.rows.shape[1] - 1
+        place = jnp.clip(fundamental / (self.axis.num_bins - 1), 0, 1) * last
+        return jnp.maximum(1 - jnp.abs(place[..., None] - jnp.arange(last + 1)), 0)
+
+    def of(self, tones: Tones) -> Float[Array, "*tones harmonics"]:
+        """The harmonics of each tone."""
+        weights = self.weights(jnp.asarray(tones.fundamental))[..., None]
+        return jnp.sum(weights * self.rows[tones.instrument], axis=-2)
