@@ -345,7 +345,9 @@ def stems_of_spikes(music: Piece, dictionary: Dictionary, lift: float, alpha: fl
     tones = largest_spikes(LiftedLoss(axis, lift), spectra / peak, dictionary.harmonics, alpha, 1)
     hertz = np.where(tones.active, axis.to_hz(jnp.asarray(tones.fundamental)), 0)
     tones = eqx.tree_at(lambda t: (t.amplitude, t.fundamental), tones, (tones.amplitude * peak, hertz))
-    stems = resynthesise(samples, tones, dictionary.harmonics, stft, settings, lambda: None)
+    harmonics = np.asarray(dictionary.harmonics)[tones.instrument]
+    number = dictionary.num_instruments
+    stems = resynthesise(samples, tones, harmonics, number, stft, settings, lambda: None)
     stems = resample(stems[:, 0], ANALYSIS_RATE, music.sample_rate)[:, : music.mixture.size]
     return np.pad(stems, [(0, 0), (0, music.mixture.size - stems.shape[1])])
 

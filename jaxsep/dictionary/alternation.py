@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jaxsep.devices import chunk_size
-from jaxsep.dictionary.fit import fit_dictionary
+from jaxsep.dictionary.fit import fit_dictionary, fit_timbre
 from jaxsep.pursuit.moves import arrange, by_voice, ringing
 from jaxsep.pursuit.search import (
     EXPLORE_STEPS,
@@ -24,6 +24,7 @@ from jaxsep.pursuit.search import (
 )
 from jaxsep.pursuit.tone_pursuit import TonePursuit
 from jaxsep.pursuit.voices import VoiceModel, Voices, best_path
+from jaxsep.tones.timbre import Timbre
 from jaxsep.tones.tones import Tones
 
 __all__ = ["Alternated", "Alternation", "Finder"]
@@ -39,6 +40,7 @@ class Alternated(eqx.Module):
     - `tones`, `loss`: of every frame, `[frames, slots]` with one slot per instrument more than it plays at a
       time, for notes that still sound.
     - `harmonics`: the dictionary.
+    - `timbre`: how the harmonics change with the pitch.
     - `cost_trace`: the mean cost C of a frame after every round.
     - `confidence`: of every frame, as in `Explored`.
     - `voices`: the costs of the last round; None where the frames were not compared.
@@ -47,6 +49,7 @@ class Alternated(eqx.Module):
     tones: Tones
     loss: Float[np.ndarray, " frames"]
     harmonics: Float[Array, "instruments harmonics"]
+    timbre: Timbre
     cost_trace: tuple[float, ...]
     confidence: Float[np.ndarray, " frames"]
     voices: Voices | None = None
@@ -63,11 +66,17 @@ _LEAST_SCALE = 1e-9
 
 
 class _State(eqx.Module):
-    """Tones, the dictionary they were refined with, and their cost C per frame."""
+    """Tones, the dictionary or timbre they were refined with, and their cost C per frame."""
 
     found: Decomposition
     harmonics: Float[Array, "instruments harmonics"]
+    timbre: Timbre | None = None
     cost: float = float("inf")
+
+    @property
+    def rows(self):
+        """What tones are refined with."""
+        return self.harmonics if self.timbre is None else self.timbre
 
 
 class _Task(eqx.Module):
@@ -89,8 +98,8 @@ class Alternation(eqx.Module):
     the tones found. The first rounds see every `stride`-th frame alone. With each of the dictionaries they
     begin twice: with the tones found in each frame alone and offered to its neighbours, and with the same
     tones given to the instruments by pitch, the highest to the first. Those that cost much more than the best
-    are dropped after each round, and the cheapest goes on with all frames. In the last round the dictionary
-    stays as it is, and notes may ring on beside the next.
+    are dropped after each round, and the cheapest goes on with all frames, and with harmonics that change
+    smoothly with the pitch. In the last round these stay as they are, and notes may ring on beside the next.
 
     Arguments:
         voices: the costs beyond P1's loss; `Voices` are used as they are, instead of being fitted each round.
@@ -98,6 +107,7 @@ class Alternation(eqx.Module):
         stride: distance of the frames of the first rounds.
         spans: distances, in frames, over which frames offer each other their tones.
         learn: whether the dictionary may change; otherwise the instruments are not assigned by pitch either.
+        timbre: of a dictionary that may not change; by default the pitch does not matter.
 
     Example:
         >>> partial = lambda place: jnp.exp(-0.5 * ((jnp.arange(1024.0) - place) / 1.91) ** 2)
@@ -114,6 +124,7 @@ class Alternation(eqx.Module):
     stride: int = eqx.field(static=True, default=2)
     spans: tuple[int, ...] = eqx.field(static=True, default=(1, 2, 6, 12, 24))
     learn: bool = eqx.field(static=True, default=True)
+    timbre: Timbre | None = None
 
     def num_steps(self, num_frames: int, num_starts: int) -> int:
         """How often `advance` is called at most for so many frames and dictionaries."""
@@ -160,12 +171,18 @@ class Alternation(eqx.Module):
         task = _Task(pursuit, spectra, self.spans, scale, tick, find)
         state = self._expand(task, states[0])
         if self.learn and self.rounds:
-            state = self._round(task, state)
-            trace.append(state.cost)
+            state = self._tuned(task, self._round(task, state))
+            trace.append(self._cost(task, state))
         last, voices = self._ring(task, state)
         trace.append(last.cost)
-        found = last.found
-        return Alternated(found.tones, found.loss, state.harmonics, tuple(trace), last.confidence, voices)
+        found, timbre = last.found, state.timbre
+        if timbre is None:
+            timbre = Timbre.constant(state.harmonics, pursuit.objective.axis)
+        elif self.learn:
+            timbre = fit_timbre(pursuit.objective, spectra, found.tones, state.harmonics)
+        return Alternated(
+            found.tones, found.loss, state.harmonics, timbre, tuple(trace), last.confidence, voices
+        )
 
     def _each_alone(self, task, harmonics):
         found = task.find(task.pursuit, task.spectra, harmonics, task.tick)
@@ -184,7 +201,7 @@ class Alternation(eqx.Module):
     def _round(self, task, state):
         explored = self._explore(task, state, self._voices(task, state), _moves(task, state))
         if not self.learn:
-            return _State(explored.found, state.harmonics, explored.cost)
+            return _State(explored.found, state.harmonics, state.timbre, explored.cost)
         state = self._learn(task, explored.found.tones, state.harmonics)
         return eqx.tree_at(lambda s: s.cost, state, self._cost(task, state))
 
@@ -195,9 +212,17 @@ class Alternation(eqx.Module):
         peak = np.where(peak > 0, peak, 1)
         rows = rows / peak[:, None]
         tones = eqx.tree_at(lambda t: t.amplitude, tones, tones.amplitude * peak[tones.instrument])
+        return self._refitted(task, tones, rows)
+
+    def _tuned(self, task, state):
+        """Harmonics that change with the pitch, and the tones refined with them."""
+        timbre = fit_timbre(task.pursuit.objective, task.spectra, state.found.tones, state.harmonics)
+        return self._refitted(task, state.found.tones, state.harmonics, timbre)
+
+    def _refitted(self, task, tones, harmonics, timbre=None):
         anything = np.full(task.spectra.shape[0], np.inf, task.spectra.dtype)
-        found = refit(task.pursuit, task.spectra, rows, tones, anything)
-        return _State(_arranged(found, rows, tones.capacity // rows.shape[0]), rows)
+        found = refit(task.pursuit, task.spectra, harmonics if timbre is None else timbre, tones, anything)
+        return _State(_arranged(found, harmonics, tones.capacity // harmonics.shape[0]), harmonics, timbre)
 
     def _voices(self, task, state) -> Voices:
         if isinstance(self.voices, Voices):
@@ -214,22 +239,20 @@ class Alternation(eqx.Module):
     def _ring(self, task, state) -> tuple[Explored, Voices]:
         """A last round, in which each instrument has a slot more: notes may ring on beside the next."""
         slots = task.pursuit.tones_per_instrument + 1
-        wide = _State(_arranged(state.found, state.harmonics, slots), state.harmonics)
+        wide = _State(_arranged(state.found, state.harmonics, slots), state.harmonics, state.timbre)
         more = ringing(wide.found.tones, wide.harmonics.shape[0], _RINGING)
         proposals = itertools.chain(_moves(task, wide), more)
         voices = self._voices(task, wide)
         return self._explore(task, wide, voices, proposals), voices
 
     def _explore(self, task, state, voices, proposals):
-        return explore(task.pursuit, task.spectra, state.harmonics, state.found, voices, proposals, task.tick)
+        return explore(task.pursuit, task.spectra, state.rows, state.found, voices, proposals, task.tick)
 
     def _expand(self, task, state):
         """The tones of few frames as a start for all."""
         nearest = np.minimum(np.arange(task.spectra.shape[0]) // self.stride, state.found.loss.size - 1)
         tones = jax.tree.map(lambda x: x[nearest], state.found.tones)
-        anything = np.full(task.spectra.shape[0], np.inf, task.spectra.dtype)
-        found = refit(task.pursuit, task.spectra, state.harmonics, tones, anything)
-        return _State(_arranged(found, state.harmonics, task.pursuit.tones_per_instrument), state.harmonics)
+        return self._refitted(task, tones, state.harmonics, self.timbre)
 
 
 def _moves(task, state) -> Iterator[Tones]:

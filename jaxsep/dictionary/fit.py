@@ -92,6 +92,8 @@ def fit_timbre(
     # Pitches that are played; the others become like the nearest one that is.
     played = np.any(mixing * np.asarray(tones.active)[..., None], axis=(0, 1))
     chosen = np.flatnonzero(played)
+    if not chosen.size:
+        return start
     padding = -chosen.size % _ROWS
     mixing = np.pad(mixing[..., chosen], [(0, 0), (0, 0), (0, padding)])
     flat = np.pad(rows.reshape(number * pitches, -1)[chosen], [(0, padding), (0, 0)])

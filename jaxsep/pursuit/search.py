@@ -19,6 +19,7 @@ from jaxsep.pursuit.moves import arrange, exchanged, from_neighbours, reselected
 from jaxsep.pursuit.refinement import refine
 from jaxsep.pursuit.tone_pursuit import TonePursuit
 from jaxsep.pursuit.voices import VoiceModel, Voices, best_path
+from jaxsep.tones.timbre import Timbre
 from jaxsep.tones.tones import Tones
 
 __all__ = [
@@ -103,7 +104,7 @@ def pursue(
 def refit(
     pursuit: TonePursuit,
     spectra: Float[np.ndarray, "frames bins"],
-    harmonics: Float[Array, "instruments harmonics"],
+    harmonics: Float[Array, "instruments harmonics"] | Timbre,
     tones: Tones,
     goal: Float[np.ndarray, " selected"],
     frames: Int[np.ndarray, " selected"] | None = None,
@@ -117,16 +118,19 @@ def refit(
     Arguments:
         pursuit: its objective and solver are used.
         spectra: of all frames.
-        harmonics: rows of the dictionary.
+        harmonics: rows of the dictionary, or a timbre: a tone has its rows at the pitch where it begins.
         tones: proposals, `[selected, tones]`, in the order of `frames`.
         goal: loss of each proposal's frame below which it is of interest; the rest is given up early.
         frames: indices of the frames.
         advance: is called after each chunk.
     """
     frames = np.arange(spectra.shape[0]) if frames is None else frames
+    if not isinstance(harmonics, Timbre):
+        harmonics = Timbre.constant(harmonics, pursuit.objective.axis)
+    rows_at_pitches = harmonics.finely()
     order = np.argsort(~np.asarray(tones.active), axis=1, kind="stable")
     tones = jax.tree.map(lambda x: np.take_along_axis(np.asarray(x), order, axis=1), tones)
-    usual = min(harmonics.shape[0] * pursuit.tones_per_instrument, tones.capacity)
+    usual = min(rows_at_pitches.shape[0] * pursuit.tones_per_instrument, tones.capacity)
     many = np.sum(tones.active, axis=1) > usual
     result = Decomposition(tones, np.empty(frames.size, spectra.dtype))
 
@@ -135,7 +139,7 @@ def refit(
         def run(rows, slots=slots):
             start = jax.tree.map(lambda x: jnp.asarray(x[rows, :slots]), tones)
             here = jnp.asarray(_rows(spectra, frames[rows])), jnp.asarray(_rows(goal, rows))
-            refined = _to_host(_refine(pursuit, here[0], start, harmonics, here[1]))
+            refined = _to_host(_refine(pursuit, here[0], start, rows_at_pitches, here[1]))
             advance()
             return refined
 
@@ -223,7 +227,7 @@ def deepen(
 def explore(
     pursuit: TonePursuit,
     spectra: Float[np.ndarray, "frames bins"],
-    harmonics: Float[Array, "instruments harmonics"],
+    harmonics: Float[Array, "instruments harmonics"] | Timbre,
     found: Decomposition,
     voices: Voices,
     proposals: Iterable[Tones],
@@ -234,7 +238,7 @@ def explore(
     Arguments:
         pursuit: its objective and solver are used.
         spectra: of all frames.
-        harmonics: rows of the dictionary.
+        harmonics: rows of the dictionary, or a timbre.
         found: the tones so far, `[frames, slots]`, the first hypothesis of each frame.
         voices: costs of tones and changes; the result never costs more than `found`.
         proposals: tones for every frame, `[frames, slots]`. What a frame has seen, to a bin, is skipped.
@@ -247,8 +251,9 @@ def explore(
     goal = found.loss + _MARGIN * float(voices.scale)
     evenly = _Evenly(advance, -(-frames.size // chunk_size()), EXPLORE_STEPS)
     refined = refit(pursuit, spectra, harmonics, tones, goal[frames], frames, evenly)
-    slots = found.tones.capacity // harmonics.shape[0]
-    refined = Decomposition(arrange(refined.tones, harmonics.shape[0], slots), refined.loss)
+    number = voices.surprisal.shape[0]
+    arranged = arrange(refined.tones, number, found.tones.capacity // number)
+    refined = Decomposition(arranged, refined.loss)
     pool = _pool(found, frames, refined)
     path = jax.tree.map(np.asarray, best_path(voices, pool.tones, pool.loss))
     evenly.finish()
@@ -385,7 +390,12 @@ def _reselected(pursuit, spectra, harmonics, tones, instrument):
 
 @eqx.filter_jit
 def _refine(pursuit, spectra, tones, harmonics, goal):
-    return refine(spectra, tones, harmonics, pursuit.objective, solver=pursuit.solver, goal=goal)
+    objective, (_, pitches, size) = pursuit.objective, harmonics.shape
+    # An instrument at one of its pitches is an instrument of its own.
+    own = tones.instrument * pitches + Timbre.nearest(tones.fundamental, objective.axis)
+    start = eqx.tree_at(lambda t: t.instrument, tones, own)
+    found = refine(spectra, start, harmonics.reshape(-1, size), objective, solver=pursuit.solver, goal=goal)
+    return eqx.tree_at(lambda r: r.tones.instrument, found, tones.instrument)
 
 
 def _chunked(run, rows):

@@ -126,7 +126,7 @@ def _survey(excerpts, sample_rate, num_instruments, dictionary, stages, clock, k
         return _Survey(learned, (), None, peak)  # nothing to be known about voices
     with clock("pursuit"):
         found = stages.decompose(spectra / peak, learned)
-    return _Survey(Learned([found.harmonics], ()), learned.losses, found.voices, peak)
+    return _Survey(Learned([found.harmonics], (), found.timbre), learned.losses, found.voices, peak)
 
 
 def _separate(recording, first, length, tail, survey, stages, clock):
@@ -146,7 +146,9 @@ def _separate(recording, first, length, tail, survey, stages, clock):
         found = stages.decompose(spectra, survey.learned)
     tones = stages.in_hertz(found.tones, survey.peak)
     with clock("resynthesis"):
-        stems = stages.stems(analysed, channels, rate, tones, found.harmonics, skip=skip)
+        harmonics = np.asarray(found.timbre.of(found.tones))
+        number = found.harmonics.shape[0]
+        stems = stages.stems(analysed, channels, rate, tones, harmonics, number, skip=skip)
     stems = stems[..., _CONTEXT * rate : (_CONTEXT + length + _FADE) * rate]
     if tail is not None:
         fade = np.linspace(0, 1, tail.shape[-1], dtype=np.float32)

@@ -71,7 +71,8 @@ def separate(
         found = stages.decompose(spectra, learned)
     tones = stages.in_hertz(found.tones, peak)
     with clock("resynthesis"):
-        stems = stages.stems(analysed, channels, sample_rate, tones, found.harmonics)
+        harmonics = np.asarray(found.timbre.of(found.tones))
+        stems = stages.stems(analysed, channels, sample_rate, tones, harmonics, num_instruments)
     return Separation(
         stems=stems.reshape(num_instruments, *samples.shape),
         sample_rate=sample_rate,

@@ -58,45 +58,56 @@ def _log_spectra(excerpt, stft, axis, peaks):
     return log_frequency_spectrogram(magnitudes, linear_axis(stft), axis, peaks)
 
 
-def resynthesise(samples, tones: Tones, harmonics, stft: GaussianSTFT, settings, advance) -> np.ndarray:
+def resynthesise(
+    samples, tones: Tones, harmonics, num_instruments: int, stft: GaussianSTFT, settings, advance
+) -> np.ndarray:
     """Stems `[instruments, channels, samples]` of a recording `[channels, samples]` (P1, separation).
 
     Arguments:
         samples: at the analysis rate.
         tones: `[frames, tones]`, amplitudes in the units of the spectrogram, fundamentals in Hz.
-        harmonics: rows of the dictionary.
+        harmonics: of each tone, `[frames, tones, harmonics]`.
+        num_instruments: how many stems.
         stft: the transform whose frames the tones belong to.
         settings: masking, share and phase iterations.
     """
     num_frames, size = stft.num_frames(samples.shape[1]), chunk_size()
-    phases = np.broadcast_to(samples, (harmonics.shape[0], *samples.shape))
+    phases = np.broadcast_to(samples, (num_instruments, *samples.shape))
     power = total_power(stft, num_frames, samples.shape[1])
     for _ in range(settings.phase_iterations):
 
         def run(first, phases=phases):
             frames = np.arange(first, first + size)
             inside = frames < num_frames
-            here = jax.tree.map(lambda x: np.asarray(x)[np.minimum(frames, num_frames - 1)], tones)
+            within = np.minimum(frames, num_frames - 1)
+            here, rows = jax.tree.map(lambda x: np.asarray(x)[within], (tones, harmonics))
             here = eqx.tree_at(lambda t: t.active, here, here.active & inside[:, None])
             excerpts = excerpt_of(samples, stft, first), excerpt_of(phases, stft, first)
-            options = stft, settings.masking, settings.share
-            out = np.asarray(_stems(*excerpts, inside, here, harmonics, *options))
+            options = num_instruments, stft, settings.masking, settings.share
+            out = np.asarray(_stems(*excerpts, inside, here, rows, *options))
             advance()
             return first, out
 
-        stems = np.zeros((harmonics.shape[0], *samples.shape), samples.dtype)
+        stems = np.zeros((num_instruments, *samples.shape), samples.dtype)
         for first, out in parallel_map(run, range(0, num_frames, size)):
             overlap_into(stems, out, first * stft.hop - stft.n_fft // 2)
         phases = stems = stems / power
     return stems
 
 
-@partial(jax.jit, static_argnums=(5, 6))
-def _stems(excerpt, phases, inside, tones, harmonics, stft, masking, share):
+@partial(jax.jit, static_argnums=(5, 6, 7))
+def _stems(excerpt, phases, inside, tones, harmonics, num_instruments, stft, masking, share):
     axis = linear_axis(stft)
-    render = lambda tone: render_instruments(tone, harmonics, axis)
+
+    def render(tones, rows):
+        # Every tone has a row of its own.
+        alone = eqx.tree_at(lambda t: t.instrument, tones, jnp.arange(tones.capacity))
+        spectra = render_instruments(alone, rows, axis)[:, None]
+        mine = tones.instrument[:, None] == jnp.arange(num_instruments)
+        return jnp.sum(jnp.where(mine[..., None], spectra, 0), axis=0)
+
     tones = eqx.tree_at(lambda t: t.fundamental, tones, axis.to_bin(tones.fundamental))
-    model = jnp.swapaxes(jax.vmap(render)(tones), 0, 1)
+    model = jnp.swapaxes(jax.vmap(render)(tones, harmonics), 0, 1)
     model = jnp.pad(model, ((0, 0), (0, 0), (0, 1)))  # no tone reaches the Nyquist bin
     spectra = jax.vmap(partial(analyse_chunk, stft=stft))(excerpt)  # [channels, frames, bins]
     # Frames past the last one fill up the chunk; they are not part of the inverse.

@@ -28,6 +28,7 @@ from jaxsep.separators.spectra import ANALYSIS_RATE, log_spectra, num_chunks, re
 from jaxsep.signal.stft import GaussianSTFT
 from jaxsep.tones.axes import LogAxis
 from jaxsep.tones.dictionary import Dictionary
+from jaxsep.tones.timbre import Timbre
 from jaxsep.tones.tones import Tones
 
 __all__ = ["Clock", "Learned", "Stages"]
@@ -40,10 +41,14 @@ _SPANS = (0.01, 0.02, 0.06, 0.13, 0.26)
 
 
 class Learned(NamedTuple):
-    """Rows of the dictionaries to begin with, the most promising first, and the losses of all restarts."""
+    """Rows of the dictionaries to begin with, the most promising first, and the losses of all restarts.
+
+    A given dictionary can have a timbre.
+    """
 
     dictionaries: list[Float[Array, "instruments harmonics"]]
     losses: tuple[float, ...]
+    timbre: Timbre | None = None
 
     @classmethod
     def given(cls, dictionary: Dictionary) -> "Learned":
@@ -99,9 +104,8 @@ class Stages:
             if self.settings.search == "greedy":
                 pursuit = _with_tolerance(self.pursuit, self.pursuit.solver.tolerance)
                 harmonics = learned.dictionaries[0]
-                return _unsearched(
-                    find(pursuit, spectra, harmonics, lambda: self.progress.advance(name)), harmonics
-                )
+                found = find(pursuit, spectra, harmonics, lambda: self.progress.advance(name))
+                return _unsearched(found, harmonics, self.axis)
             quick = _with_tolerance(self.pursuit, 1e-4)
             advance = lambda note: self.progress.advance(name, note)
             return self._alternation(learned)(quick, spectra, learned.dictionaries, advance, find=find)
@@ -117,7 +121,13 @@ class Stages:
             sorted({max(1, round(seconds * ANALYSIS_RATE / self.settings.hop)) for seconds in _SPANS})
         )
         # A given dictionary is used as it is.
-        return Alternation(self.voices, self.settings.rounds, spans=spans, learn=bool(learned.losses))
+        return Alternation(
+            self.voices,
+            self.settings.rounds,
+            spans=spans,
+            learn=bool(learned.losses),
+            timbre=learned.timbre,
+        )
 
     def in_hertz(self, tones: Tones, peak: float) -> Tones:
         """Tones of spectra that were divided by their peak, in Hz and the recording's units."""
@@ -134,7 +144,8 @@ class Stages:
         channels: Float[np.ndarray, "channels samples"],
         sample_rate: int,
         tones: Tones,
-        harmonics: Float[Array, "instruments harmonics"],
+        harmonics: Float[np.ndarray, "frames tones harmonics"],
+        num_instruments: int,
         *,
         skip: int = 0,
     ) -> Float[np.ndarray, "instruments channels samples"]:
@@ -145,13 +156,15 @@ class Stages:
             channels: the recording.
             sample_rate: of `channels`, in Hz.
             tones: of the frames of `analysed`, in Hz.
-            harmonics: rows of the dictionary.
+            harmonics: of each tone.
+            num_instruments: how many stems.
             skip: how many samples of `analysed` precede those of `channels`.
         """
         settings, name, num_samples = self.settings, "resynthesis", channels.shape[1]
         with self.progress.stage(name, settings.phase_iterations * num_chunks(self.stft, analysed.shape[1])):
             advance = lambda: self.progress.advance(name)
-            stems = resynthesise(analysed, tones, harmonics, self.stft, settings, advance)[..., skip:]
+            rows = harmonics, num_instruments
+            stems = resynthesise(analysed, tones, *rows, self.stft, settings, advance)[..., skip:]
         stems = np.stack([resample(stem, ANALYSIS_RATE, sample_rate) for stem in stems])
         if stems.shape[-1] < num_samples:
             stems = np.pad(stems, [(0, 0), (0, 0), (0, num_samples - stems.shape[-1])])
@@ -181,7 +194,8 @@ def _with_tolerance(pursuit, tolerance):
     return eqx.tree_at(lambda p: p.solver.tolerance, pursuit, jnp.asarray(tolerance, jnp.float32))
 
 
-def _unsearched(found, harmonics):
+def _unsearched(found, harmonics, axis):
     """Tones that were found without comparing explanations of the recording."""
     unknown = np.full(found.loss.size, np.nan, np.float32)
-    return Alternated(found.tones, found.loss, harmonics, (float(found.loss.mean()),), unknown)
+    timbre = Timbre.constant(harmonics, axis)
+    return Alternated(found.tones, found.loss, harmonics, timbre, (float(found.loss.mean()),), unknown)

@@ -2,12 +2,15 @@
 
 import equinox as eqx
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from jaxsep.tones.axes import LogAxis
 from jaxsep.tones.tones import Tones
 
 __all__ = ["Timbre"]
+
+#: Pitches of `Timbre.finely`: over one in a semitone.
+_MANY = 161
 
 
 class Timbre(eqx.Module):
@@ -31,6 +34,16 @@ class Timbre(eqx.Module):
         last = self.rows.shape[1] - 1
         place = jnp.clip(fundamental / (self.axis.num_bins - 1), 0, 1) * last
         return jnp.maximum(1 - jnp.abs(place[..., None] - jnp.arange(last + 1)), 0)
+
+    def finely(self) -> Float[Array, "instruments many_pitches harmonics"]:
+        """Rows at so many pitches that those in between are like the nearest."""
+        bins = jnp.linspace(0, self.axis.num_bins - 1, _MANY, dtype=self.rows.dtype)
+        return jnp.einsum("mp,iph->imh", self.weights(bins), self.rows, precision="highest")
+
+    @staticmethod
+    def nearest(fundamental: Float[Array, "*tones"], axis: LogAxis) -> Int[Array, "*tones"]:
+        """Which of the pitches of `finely` is nearest to each fundamental, in bins."""
+        return jnp.round(jnp.clip(fundamental / (axis.num_bins - 1), 0, 1) * (_MANY - 1)).astype(jnp.int32)
 
     def of(self, tones: Tones) -> Float[Array, "*tones harmonics"]:
         """The harmonics of each tone."""
