@@ -36,6 +36,7 @@ VARIANTS: dict[str, tuple[dict[str, Any], dict[str, float]]] = {
     "greedy": ({"search": "greedy"}, {}),
     "dictionary as learned": ({"rounds": 0}, {}),
     "one restart": ({"restarts": 1}, {}),
+    "the same harmonics at every pitch": ({"timbre": False}, {}),
     "no register": ({}, {"register": 0.0}),
     "voices may cross": ({}, {"crossing": 0.0}),
     "changes cost nothing": ({}, {"change": 0.0}),

@@ -151,6 +151,9 @@ def separate(
         Search, typer.Option(help="full: tones of all frames and the dictionary in turn; greedy: P1 alone.")
     ] = Search.full,
     rounds: Annotated[int, typer.Option(metavar="N", min=0, help="Turns of the full search.")] = 2,
+    no_timbre: Annotated[
+        bool, typer.Option("--no-timbre", help="The same harmonics at every pitch, as in P1.")
+    ] = False,
     dictionary: Annotated[
         Path | None,
         typer.Option(

@@ -130,7 +130,8 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print the JSON document an
 
 
 #: Methods to which an option belongs; the others belong to all.
-_SELECTION = ["fast", "restarts", "steps", "tones_per_instrument", "search", "rounds", "hop", "full_peaks"]
+_SELECTION = ["fast", "restarts", "steps", "tones_per_instrument", "search", "rounds", "no_timbre"]
+_SELECTION += ["hop", "full_peaks"]
 _RESYNTHESIS = ["no_masking", "phase_iterations", "share", "part"]
 _TRAINING = ["preset", "minutes", "checkpoint", "resume"]
 _METHODS = {
@@ -182,7 +183,8 @@ def pursuit_settings(context: Context, given: set[str]) -> Any:
     """
     from jaxsep.separators.separation import PursuitSettings
 
-    options = {**context.params, "masking": not context.params["no_masking"]}
+    negated = {name: not context.params[f"no_{name}"] for name in ("masking", "timbre")}
+    options = {**context.params, **negated}
     fields = {field.name for field in dataclasses.fields(PursuitSettings)}
     plain = lambda value: value.value if isinstance(value, StrEnum) else value
     chosen = {name: plain(value) for name, value in options.items() if name in fields}

@@ -139,6 +139,7 @@ class TestSeparate:
             (["--tones", 3], "tones_per_instrument", 3),
             (["--search", "greedy"], "search", "greedy"),
             (["--rounds", 0], "rounds", 0),
+            (["--no-timbre"], "timbre", False),
             (["--hop", 768], "hop", 768),
             (["--full-peaks"], "full_peaks", True),
             (["--no-masking"], "masking", False),

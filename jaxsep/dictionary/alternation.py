@@ -107,6 +107,7 @@ class Alternation(eqx.Module):
         stride: distance of the frames of the first rounds.
         spans: distances, in frames, over which frames offer each other their tones.
         learn: whether the dictionary may change; otherwise the instruments are not assigned by pitch either.
+        pitched: whether the harmonics may change with the pitch at the end.
         timbre: of a dictionary that may not change; by default the pitch does not matter.
 
     Example:
@@ -124,6 +125,7 @@ class Alternation(eqx.Module):
     stride: int = eqx.field(static=True, default=2)
     spans: tuple[int, ...] = eqx.field(static=True, default=(1, 2, 6, 12, 24))
     learn: bool = eqx.field(static=True, default=True)
+    pitched: bool = eqx.field(static=True, default=True)
     timbre: Timbre | None = None
 
     def num_steps(self, num_frames: int, num_starts: int) -> int:
@@ -171,8 +173,10 @@ class Alternation(eqx.Module):
         task = _Task(pursuit, spectra, self.spans, scale, tick, find)
         state = self._expand(task, states[0])
         if self.learn and self.rounds:
-            state = self._tuned(task, self._round(task, state))
-            trace.append(self._cost(task, state))
+            state = self._round(task, state)
+            # Not before: what is wrong would find harmonics that suit it.
+            state = self._tuned(task, state) if self.pitched else state
+            trace.append(state.cost)
         last, voices = self._ring(task, state)
         trace.append(last.cost)
         found, timbre = last.found, state.timbre
@@ -217,7 +221,8 @@ class Alternation(eqx.Module):
     def _tuned(self, task, state):
         """Harmonics that change with the pitch, and the tones refined with them."""
         timbre = fit_timbre(task.pursuit.objective, task.spectra, state.found.tones, state.harmonics)
-        return self._refitted(task, state.found.tones, state.harmonics, timbre)
+        state = self._refitted(task, state.found.tones, state.harmonics, timbre)
+        return eqx.tree_at(lambda s: s.cost, state, self._cost(task, state))
 
     def _refitted(self, task, tones, harmonics, timbre=None):
         anything = np.full(task.spectra.shape[0], np.inf, task.spectra.dtype)

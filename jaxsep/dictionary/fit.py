@@ -57,6 +57,15 @@ def fit_dictionary(
         max_steps: at most so many evaluations of all frames.
 
     Returns: rows; their peaks are where the tones' amplitudes put them, near 1.
+
+    Example:
+        >>> partial = lambda place: jnp.exp(-0.5 * ((jnp.arange(1024.0) - place) / 1.91) ** 2)
+        >>> spectra = (partial(400.25) + 0.5 * partial(502.65))[None]  # an octave is 102.4 bins
+        >>> values = (jnp.full((1, 1), x) for x in (1.0, 400.25, 1.91, 0.0))
+        >>> tones = jaxsep.Tones(*values, jnp.zeros((1, 1), int), jnp.ones((1, 1), bool))
+        >>> start = jnp.array([[0.8, 0.8]])
+        >>> print(jaxsep.fit_dictionary(jaxsep.LiftedLoss(), np.asarray(spectra), tones, start).round(2))
+        [[1.  0.5]]
     """
     rows = np.asarray(harmonics)
     mixing = np.eye(rows.shape[0], dtype=spectra.dtype)[np.asarray(tones.instrument)]
@@ -81,6 +90,16 @@ def fit_timbre(
         harmonics: rows to begin with, and those of instruments that do not play.
         stiffness: what ties the harmonics at neighbouring pitches together, relative to how much the tones
             say about those at one pitch.
+
+    Example:
+        >>> partial = lambda place: jnp.exp(-0.5 * ((jnp.arange(1024.0) - place) / 1.91) ** 2)
+        >>> spectra = (partial(400.25) + 0.5 * partial(502.65))[None]  # an octave is 102.4 bins
+        >>> values = (jnp.full((1, 1), x) for x in (1.0, 400.25, 1.91, 0.0))
+        >>> tones = jaxsep.Tones(*values, jnp.zeros((1, 1), int), jnp.ones((1, 1), bool))
+        >>> start = jnp.array([[0.8, 0.8]])
+        >>> timbre = jaxsep.fit_timbre(jaxsep.LiftedLoss(), np.asarray(spectra), tones, start)
+        >>> print(timbre.of(tones).round(2))
+        [[[1.  0.5]]]
     """
     number, pitches = harmonics.shape[0], _PITCHES
     rows = np.repeat(np.asarray(harmonics)[:, None], pitches, axis=1)

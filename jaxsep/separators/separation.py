@@ -37,6 +37,8 @@ class PursuitSettings:
         search: `"greedy"`, P1's selection alone, or `"full"`: the cheapest path through several explanations
             of every frame, in turn with the dictionary.
         rounds: how often, in the full search; a given dictionary stays as it is.
+        timbre: whether, at the end of the full search, the harmonics of a learned dictionary may change with
+            the pitch; in P1 they do not.
         full_peaks: whether the log-frequency spectrogram refines every peak, as P1 does: nearer to the
             spectrum, 60 times as slow, and no better for the stems.
         masking: stems are the mixture times a mask, and sum to it; otherwise the tones alone are played with
@@ -63,6 +65,7 @@ class PursuitSettings:
     steps: int = 96
     search: str = "full"
     rounds: int = 2
+    timbre: bool = True
     batch: int = 64
     full_peaks: bool = False
     masking: bool = True
@@ -99,7 +102,7 @@ class Separation(eqx.Module):
     - `tones`: `[frames, tones]`; amplitudes in the recording's units, fundamentals in Hz. After a full search
       an instrument may have one tone more than it plays at a time: a note that rings on, or the next one.
     - `times`: centre of each frame in seconds.
-    - `dictionary`: harmonics of each instrument.
+    - `dictionary`: harmonics of each instrument, whatever the pitch.
     - `loss`: lifted loss of each frame, for spectra with a peak of 1; of a network, the lifted distance of
       the frame from its direct predictions.
     - `confidence`: by how much, in units of the mean loss of a frame, the cost of the recording would grow

@@ -126,6 +126,7 @@ class Stages:
             self.settings.rounds,
             spans=spans,
             learn=bool(learned.losses),
+            pitched=self.settings.timbre,
             timbre=learned.timbre,
         )
 

@@ -19,6 +19,13 @@ class Timbre(eqx.Module):
     Arguments:
         rows: relative amplitudes of the harmonics at each pitch; with one, the pitch does not matter.
         axis: from whose first to whose last bin the pitches go.
+
+    Example:
+        >>> rows = jnp.array([[[1.0, 0.2], [1.0, 0.8]]])  # an instrument that is brighter at higher pitches
+        >>> values = (jnp.full(1, x) for x in (1.0, 511.5, 1.91, 0.0))  # a tone in the middle of the axis
+        >>> tones = jaxsep.Tones(*values, instrument=jnp.zeros(1, int), active=jnp.ones(1, bool))
+        >>> print(jaxsep.Timbre(rows, jaxsep.LogAxis()).of(tones))
+        [[1.  0.5]]
     """
 
     rows: Float[Array, "instruments pitches harmonics"]
