@@ -26,8 +26,8 @@ _TOLERANCE, _MAX_STEPS = 1e-3, 12
 #: does not.
 _DAMPING, _LEAST_DAMPING, _SHRINK, _GROW = 1e-3, 1e-6, 1 / 4, 4
 
-#: Frames whose derivatives are in memory at a time.
-_TOGETHER = 8
+#: A chunk's derivatives are in memory in so many parts.
+_PARTS = 32
 
 #: Pitches of a timbre: four in an octave. What holds neighbours together, relative to what frames say of one.
 _PITCHES, _STIFFNESS = 41, 0.1
@@ -207,11 +207,11 @@ def _sum_over_frames(objective, spectra, tones, mixing) -> Callable[[np.ndarray]
 @eqx.filter_jit
 def _equations(objective, spectra, tones, mixing, rows, weights):
     theta = pack(tones, objective.lift)
-    together = lambda x: x.reshape(-1, _TOGETHER, *x.shape[1:])
+    split = lambda x: x.reshape(min(_PARTS, x.shape[0]), -1, *x.shape[1:])
 
     def add(total, inputs):
         return jax.tree.map(jnp.add, total, objective.row_equations(*inputs[:2], rows, *inputs[2:])), None
 
-    inputs = jax.tree.map(together, (theta, mixing, spectra, weights))
+    inputs = jax.tree.map(split, (theta, mixing, spectra, weights))
     zeros = lambda *shape: jnp.zeros(shape, spectra.dtype)
     return jax.lax.scan(add, (zeros(), zeros(*rows.shape, *rows.shape), zeros(*rows.shape)), inputs)[0]
