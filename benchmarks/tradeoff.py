@@ -22,8 +22,8 @@ PIECES = "k487_08_recorder_violin,bwv784_violin_cello,k487_08_clarinet_piano"
 
 #: From quick to thorough; the fields of `PursuitSettings` that differ from the defaults.
 VARIANTS: dict[str, dict[str, Any]] = {
+    "greedy": {"restarts": 2, "steps": 48, "search": "greedy"},
     "fast": PursuitSettings.FAST,
-    "greedy": {"search": "greedy"},
     "1 round": {"rounds": 1},
     "default": {},
     "4 rounds": {"rounds": 4},

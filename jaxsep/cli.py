@@ -115,7 +115,8 @@ def separate(
     ] = None,
     seed: Seed = 0,
     fast: Annotated[
-        bool, typer.Option("--fast", help="Half the time or less: --restarts 2 --steps 48 --search greedy.")
+        bool,
+        typer.Option("--fast", help="A third of the time: --restarts 1 --steps 48 --rounds 1 --hop 1024."),
     ] = False,
     restarts: Annotated[
         int, typer.Option(metavar="R", min=1, help="Dictionaries to learn, the best of which is used.")

@@ -47,15 +47,15 @@ class PursuitSettings:
         phase_iterations: Griffin–Lim iterations; 1 takes the mixture's phase.
 
     Example:
-        >>> jaxsep.PursuitSettings.fast().search
-        'greedy'
+        >>> jaxsep.PursuitSettings.fast().hop
+        1024
         >>> jaxsep.PursuitSettings(restarts=0)
         Traceback (most recent call last):
         ValueError: restarts: expected an integer of at least 1, got 0
     """
 
     #: What the quick preset changes.
-    FAST: ClassVar[dict[str, Any]] = {"restarts": 2, "steps": 48, "search": "greedy"}
+    FAST: ClassVar[dict[str, Any]] = {"hop": 1024, "restarts": 1, "steps": 48, "rounds": 1}
 
     method: str = "pursuit"
     alpha: float = 0.3
@@ -74,7 +74,7 @@ class PursuitSettings:
 
     @classmethod
     def fast(cls) -> "PursuitSettings":
-        """Fewer and shorter restarts, and P1's greedy selection: half a minute of music in half a minute."""
+        """A short restart, and a round of the search with half the frames: a third of the default's time."""
         return cls(**cls.FAST)
 
     def __post_init__(self):
