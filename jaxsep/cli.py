@@ -116,7 +116,7 @@ def separate(
     seed: Seed = 0,
     fast: Annotated[
         bool,
-        typer.Option("--fast", help="A third of the time: --restarts 1 --steps 48 --rounds 1 --hop 1024."),
+        typer.Option("--fast", help="A third of the time: --restarts 2 --steps 48 --hop 1024."),
     ] = False,
     restarts: Annotated[
         int, typer.Option(metavar="R", min=1, help="Dictionaries to learn, the best of which is used.")
