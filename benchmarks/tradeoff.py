@@ -45,7 +45,9 @@ def main(
             run = call_worker("benchmarks.corpus", request, fresh)
             document["environment"] = run["environment"]
             figures = {"sdr": float(np.mean(run["sdr"])), "seconds": run["wall_seconds"]}
-            document["runs"].append({"piece": name, "variant": variant, **figures})
+            document["runs"].append(
+                {"piece": name, "instruments": run["instruments"], "variant": variant, **figures}
+            )
             print(f"{name}, {variant}: {figures['sdr']:.2f} dB in {figures['seconds']:.1f} s", flush=True)
     path = write_json("tradeoff", document, quick=quick)
     if not quick:
@@ -76,14 +78,16 @@ def draw(runs) -> None:
     axes = figure.add_subplot()
     for number, piece in enumerate(dict.fromkeys(run["piece"] for run in runs)):
         mine = [run for run in runs if run["piece"] == piece]
-        label = ", ".join(piece.split("_")[2:])
+        label = ", ".join(mine[0]["instruments"])
         colour = ["#0072B2", "#D55E00", "#009E73", "#CC79A7"][number % 4]
         axes.plot(
             [r["seconds"] for r in mine], [r["sdr"] for r in mine], "o", ms=4, color=colour, label=label
         )
-    for name, (time, sdr) in means(runs).items():
+    for number, (name, (time, sdr)) in enumerate(means(runs).items()):
         axes.plot(time, sdr, "k_", ms=14)
-        axes.annotate(name, (time, sdr), xytext=(6, 5), textcoords="offset points", fontsize=9)
+        # Alternately below and above: neighbours are close.
+        place = {"xytext": (0, 6 if number % 2 else -13), "ha": "center"}
+        axes.annotate(name, (time, sdr), textcoords="offset points", fontsize=9, **place)
     axes.set_xlabel("wall time of 30 s of music in s, compilation included")
     axes.set_ylabel("mean SDR in dB")
     axes.set_xlim(left=0)
