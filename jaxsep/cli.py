@@ -115,8 +115,7 @@ def separate(
     ] = None,
     seed: Seed = 0,
     fast: Annotated[
-        bool,
-        typer.Option("--fast", help="A third of the time: --restarts 2 --steps 48 --hop 1024."),
+        bool, typer.Option("--fast", help="Two thirds of the time: --restarts 2 --steps 48 --hop 1024.")
     ] = False,
     restarts: Annotated[
         int, typer.Option(metavar="R", min=1, help="Dictionaries to learn, the best of which is used.")

@@ -74,7 +74,7 @@ class PursuitSettings:
 
     @classmethod
     def fast(cls) -> "PursuitSettings":
-        """Two short restarts, and half the frames: a third of the default's time, besides compilation."""
+        """Two short restarts, and half the frames: two thirds of the default's time with compilation."""
         return cls(**cls.FAST)
 
     def __post_init__(self):
