@@ -137,6 +137,16 @@ def test_hypotheses_that_are_not_there_are_not_taken():
     assert np.all(np.isinf(path.marginal[:, 2]))
 
 
+def test_frames_that_pad_a_recording_change_nothing():
+    tones, loss = random_hypotheses(9, num_frames=5)
+    short = jax.tree.map(lambda x: x[:3], (tones, loss))
+    path, padded = best_path(voices(), *short), best_path(voices(), tones, loss, jnp.asarray(3))
+    np.testing.assert_array_equal(padded.choice[:3], path.choice)
+    np.testing.assert_allclose(padded.cost, path.cost, rtol=1e-6)
+    np.testing.assert_allclose(padded.marginal[:3], path.marginal, rtol=1e-6)
+    assert best_path(voices(), tones, loss).cost > path.cost
+
+
 def test_a_flicker_is_smoothed_and_a_note_is_not():
     """A wrong hypothesis that is a little better for two frames loses; one that is better for long wins."""
 

@@ -16,6 +16,7 @@ from jaxsep.pursuit.search import (
     EXPLORE_STEPS,
     Decomposition,
     Explored,
+    cheapest,
     explore,
     moves,
     propagate,
@@ -23,7 +24,7 @@ from jaxsep.pursuit.search import (
     refit,
 )
 from jaxsep.pursuit.tone_pursuit import TonePursuit
-from jaxsep.pursuit.voices import VoiceModel, Voices, best_path
+from jaxsep.pursuit.voices import VoiceModel, Voices
 from jaxsep.tones.timbre import Timbre
 from jaxsep.tones.tones import Tones
 
@@ -239,7 +240,7 @@ class Alternation(eqx.Module):
     def _cost(self, task, state):
         voices, found = self._voices(task, state), state.found
         alone = jax.tree.map(lambda x: x[:, None], found)
-        return float(best_path(voices, alone.tones, alone.loss).cost) / found.loss.size
+        return float(cheapest(voices, alone).cost) / found.loss.size
 
     def _ring(self, task, state) -> tuple[Explored, Voices]:
         """A last round, in which each instrument has a slot more: notes may ring on beside the next."""

@@ -130,11 +130,15 @@ class DictionaryLearner(eqx.Module):
 
     @eqx.filter_jit
     def survivors(self, state: LearnerState) -> LearnerState:
-        """The instruments that end in the dictionary: the strongest that are not duplicates."""
-        chosen = jnp.argsort(self._rank(state))[: self.num_instruments]
-        rows = state.harmonics[chosen]
+        """The instruments that end in the dictionary: the strongest that are not duplicates.
+
+        They come first; the rows after them are zero and stay so, since such an instrument never correlates
+        with a spectrum: one compiled `step` serves candidates and survivors.
+        """
+        rows = state.harmonics[jnp.argsort(self._rank(state))]
         peak = jnp.max(rows, axis=1, keepdims=True)
-        return self._fresh(rows / jnp.where(peak > 0, peak, 1))
+        chosen = jnp.arange(self.num_candidates)[:, None] < self.num_instruments
+        return self._fresh(jnp.where(chosen & (peak > 0), rows / jnp.where(peak > 0, peak, 1), 0))
 
     def _rank(self, state):
         """Place of each candidate by average amplitude; duplicates of a stronger one come last."""

@@ -100,8 +100,9 @@ def _learn(spectra, learner, advance, *, key):
     for call in range(learner.polish):
         rate = learner.learning_rate * learner.cooling ** (call / max(1, learner.polish - 1))
         state = step(state, learner.calls + call, rate)
-    peak = jnp.max(state.harmonics, axis=1, keepdims=True)
-    return state.harmonics / jnp.where(peak > 0, peak, 1)
+    rows = state.harmonics[: learner.num_instruments]
+    peak = jnp.max(rows, axis=1, keepdims=True)
+    return rows / jnp.where(peak > 0, peak, 1)
 
 
 def _relative_loss(pursuit, spectra, harmonics):

@@ -11,7 +11,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 from scipy.optimize import linear_sum_assignment
 
 from jaxsep.pursuit.lifting import power
@@ -99,7 +99,7 @@ def reselected(
     spectra: Float[Array, "frames bins"],
     harmonics: Float[Array, "instruments harmonics"],
     tones: Tones,
-    instrument: Array,
+    instrument: Int[Array, ""],
 ) -> Tones:
     """The tones that correlate best with what all other instruments leave, instead of an instrument's own.
 
@@ -196,5 +196,7 @@ def _with_instruments(tones, slots):
 
 
 def _blank(num_frames, num_instruments, slots, dtype):
-    empty = jax.tree.map(np.array, Tones.empty((num_frames, num_instruments * slots), dtype))
-    return jax.tree.map(np.array, _with_instruments(empty, slots))
+    # Arrays of the host: on the device each number of frames would be compiled for.
+    shape = (num_frames, num_instruments * slots)
+    empty = jax.tree.map(np.array, Tones.empty((1, 1), dtype))
+    return _with_instruments(jax.tree.map(lambda x: np.full(shape, x[0, 0]), empty), slots)

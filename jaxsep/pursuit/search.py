@@ -18,13 +18,14 @@ from jaxsep.devices import chunk_size, parallel_map
 from jaxsep.pursuit.moves import arrange, exchanged, from_neighbours, reselected, without
 from jaxsep.pursuit.refinement import refine
 from jaxsep.pursuit.tone_pursuit import TonePursuit
-from jaxsep.pursuit.voices import VoiceModel, Voices, best_path
+from jaxsep.pursuit.voices import Path, VoiceModel, Voices, best_path
 from jaxsep.tones.timbre import Timbre
 from jaxsep.tones.tones import Tones
 
 __all__ = [
     "Decomposition",
     "Explored",
+    "cheapest",
     "deepen",
     "explore",
     "improve",
@@ -159,8 +160,9 @@ def reselect(
 ) -> Iterator[Tones]:
     """For each instrument in turn, the best other tones given those of all other instruments."""
     for instrument in range(harmonics.shape[0]):
+        number = jnp.asarray(instrument)  # an array: one compiled program for all
 
-        def run(rows, instrument=instrument):
+        def run(rows, instrument=number):
             here = jax.tree.map(lambda x: jnp.asarray(_rows(x, rows)), tones)
             spectrum = jnp.asarray(_rows(spectra, rows))
             return jax.tree.map(np.asarray, _reselected(pursuit, spectrum, harmonics, here, instrument))
@@ -255,7 +257,7 @@ def explore(
     arranged = arrange(refined.tones, number, found.tones.capacity // number)
     refined = Decomposition(arranged, refined.loss)
     pool = _pool(found, frames, refined)
-    path = jax.tree.map(np.asarray, best_path(voices, pool.tones, pool.loss))
+    path = cheapest(voices, pool)
     evenly.finish()
     rows = np.arange(found.loss.size)
     chosen = jax.tree.map(lambda x: x[rows, path.choice], pool)
@@ -264,6 +266,17 @@ def explore(
     # Sums along the path are rounded: what comes out cheaper than the best is as good as it.
     gap = np.maximum(np.min(np.where(other, path.marginal, np.inf), axis=1) - path.cost, 0)
     return Explored(chosen, float(path.cost) / rows.size, gap / float(voices.scale))
+
+
+def cheapest(voices: Voices, pool: Decomposition) -> Path:
+    """`best_path` through several hypotheses per frame, with few compiled programs for all recordings."""
+    num_frames = pool.loss.shape[0]
+    padding = -num_frames % chunk_size()
+    repeat = lambda x: np.pad(np.asarray(x), [(0, padding)] + [(0, 0)] * (x.ndim - 1), mode="edge")
+    padded = jax.tree.map(repeat, pool)
+    path = best_path(voices, padded.tones, padded.loss, jnp.asarray(num_frames))
+    path = jax.tree.map(np.asarray, path)
+    return Path(path.choice[:num_frames], path.cost, path.marginal[:num_frames])
 
 
 class _Evenly:
@@ -385,7 +398,7 @@ def _pursue(pursuit, spectra, harmonics):
 
 @eqx.filter_jit
 def _reselected(pursuit, spectra, harmonics, tones, instrument):
-    return reselected(pursuit, spectra, harmonics, tones, jnp.asarray(instrument))
+    return reselected(pursuit, spectra, harmonics, tones, instrument)
 
 
 @eqx.filter_jit

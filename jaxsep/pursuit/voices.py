@@ -127,45 +127,51 @@ class Path(eqx.Module):
     - `marginal`: the cheapest C of a path through each hypothesis.
     """
 
-    choice: Int[Array, " frames"]
-    cost: Float[Array, ""]
-    marginal: Float[Array, "frames hypotheses"]
+    choice: Int[Array | np.ndarray, " frames"]
+    cost: Float[Array | np.ndarray, ""]
+    marginal: Float[Array | np.ndarray, "frames hypotheses"]
 
 
 @eqx.filter_jit
-def best_path(voices: Voices, tones: Tones, loss: Float[Array, "frames hypotheses"]) -> Path:
+def best_path(
+    voices: Voices,
+    tones: Tones,
+    loss: Float[Array, "frames hypotheses"],
+    num_frames: Int[Array, ""] | None = None,
+) -> Path:
     """The path of least cost through the hypotheses of all frames, by dynamic programming.
 
     Arguments:
         voices: the costs.
         tones: `[frames, hypotheses, tones]`.
         loss: lifted loss of each hypothesis; infinite where there is none.
+        num_frames: frames from this one on, and steps to them, cost nothing, so that recordings of several
+            lengths can be padded to one (default: all count).
     """
-    pairs = jax.vmap(jax.vmap(voices.changing, in_axes=(None, 0)), in_axes=(0, None))
+    num_frames = loss.shape[0] if num_frames is None else num_frames
+    inside = jnp.arange(loss.shape[0]) < num_frames
     cost = loss.astype(jnp.float32) + jax.vmap(jax.vmap(voices.sounding))(tones)
+    cost = jnp.where(inside[:, None], cost, 0)
+    # A step costs the same backwards: one scan runs from both ends.
+    both = lambda x: jnp.stack([x, x[::-1]], axis=1)
+    ways, cost, inside = jax.tree.map(both, (tones, cost, inside))
+    counts = inside & jnp.roll(inside, 1, axis=0).at[0].set(False)
+    pairs = jax.vmap(jax.vmap(voices.changing, in_axes=(None, 0)), in_axes=(0, None))
 
-    def forward(carry, here):
-        before, so_far = carry
-        now, cost = here
-        steps = so_far[:, None] + pairs(before, now)
-        total = jnp.min(steps, axis=0) + cost
-        return (now, total), (total, jnp.argmin(steps, axis=0).astype(jnp.int32))
+    def step(before, so_far, now, cost, counts):
+        steps = so_far[:, None] + jnp.where(counts, pairs(before, now), 0)
+        arrived = jnp.min(steps, axis=0)
+        return arrived, arrived + cost, jnp.argmin(steps, axis=0).astype(jnp.int32)
 
-    def backward(carry, here):
-        after, to_come = carry
-        now, cost = here
-        total = jnp.min(pairs(now, after) + to_come, axis=1)
-        return (now, total + cost), total
+    def advance(carry, here):
+        arrived, total, origin = jax.vmap(step)(*carry, *here)
+        return (here[0], total), (arrived, total[0], origin[0])
 
-    start = jax.tree.map(lambda x: x[0], (tones, cost))
-    _, (reached, origin) = jax.lax.scan(forward, start, jax.tree.map(lambda x: x[1:], (tones, cost)))
-    reached = jnp.concatenate([cost[:1], reached])
-    end = jax.tree.map(lambda x: x[-1], (tones, cost))
-    _, remaining = jax.lax.scan(backward, end, jax.tree.map(lambda x: x[:-1], (tones, cost)), reverse=True)
-    remaining = jnp.concatenate([remaining, jnp.zeros_like(cost[:1])])
+    start = jax.tree.map(lambda x: x[0], ways), jnp.zeros_like(cost[0])
+    _, (arrived, reached, origin) = jax.lax.scan(advance, start, (ways, cost, counts))
     last = jnp.argmin(reached[-1]).astype(jnp.int32)
-    _, choice = jax.lax.scan(lambda h, back: (back[h], back[h]), last, origin, reverse=True)
-    return Path(jnp.append(choice, last), reached[-1, last], reached + remaining)
+    _, choice = jax.lax.scan(lambda h, back: (back[h], back[h]), last, origin[1:], reverse=True)
+    return Path(jnp.append(choice, last), reached[-1, last], reached + arrived[::-1, 1])
 
 
 def _surprisal(tones, num_instruments, axis, smoothing):

@@ -36,12 +36,14 @@ class Timbre(eqx.Module):
         """That of a dictionary."""
         return cls(jnp.asarray(harmonics)[:, None], axis)
 
+    @eqx.filter_jit
     def weights(self, fundamental: Float[Array, "*tones"]) -> Float[Array, "*tones pitches"]:
         """Shares of the pitches in the harmonics of tones, whose fundamentals are in bins; they sum to 1."""
         last = self.rows.shape[1] - 1
         place = jnp.clip(fundamental / (self.axis.num_bins - 1), 0, 1) * last
         return jnp.maximum(1 - jnp.abs(place[..., None] - jnp.arange(last + 1)), 0)
 
+    @eqx.filter_jit
     def finely(self) -> Float[Array, "instruments many_pitches harmonics"]:
         """Rows at so many pitches that those in between are like the nearest."""
         bins = jnp.linspace(0, self.axis.num_bins - 1, _MANY, dtype=self.rows.dtype)
@@ -52,6 +54,7 @@ class Timbre(eqx.Module):
         """Which of the pitches of `finely` is nearest to each fundamental, in bins."""
         return jnp.round(jnp.clip(fundamental / (axis.num_bins - 1), 0, 1) * (_MANY - 1)).astype(jnp.int32)
 
+    @eqx.filter_jit
     def of(self, tones: Tones) -> Float[Array, "*tones harmonics"]:
         """The harmonics of each tone."""
         weights = self.weights(jnp.asarray(tones.fundamental))[..., None]
