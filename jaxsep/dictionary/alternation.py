@@ -62,9 +62,6 @@ _RINGING = (1, 2, 4, 6)
 #: A start that costs more than the best by this part of the mean loss is dropped.
 _HOPEFUL = 1.1
 
-#: Part of the register's cost that counts at first: registers of tones that are still wrong would keep them.
-_LOOSE = 0.3
-
 #: Least mean loss that the costs are relative to.
 _LEAST_SCALE = 1e-9
 
@@ -101,10 +98,9 @@ class Alternation(eqx.Module):
     left out or chosen anew), the cheapest path through all of them is taken, and the dictionary is fitted to
     the tones found. The first rounds see every `stride`-th frame alone. With each of the dictionaries they
     begin twice: with the tones found in each frame alone and offered to its neighbours, and with the same
-    tones given to the instruments by pitch, the highest to the first; the registers count less there. Those
-    that cost much more than the best are dropped after each round, and the cheapest goes on with all frames,
-    and with harmonics that change smoothly with the pitch. In the last round these stay as they are, and
-    notes may ring on beside the next.
+    tones given to the instruments by pitch, the highest to the first. Those that cost much more than the best
+    are dropped after each round, and the cheapest goes on with all frames, and with harmonics that change
+    smoothly with the pitch. In the last round these stay as they are, and notes may ring on beside the next.
 
     Arguments:
         voices: the costs beyond P1's loss; `Voices` are used as they are, instead of being fitted each round.
@@ -171,7 +167,7 @@ class Alternation(eqx.Module):
         if self.learn:
             states += [self._by_voice(task, state) for state in states if _several_voices(state)]
         for _ in range(self.rounds):
-            states = [self._round(task, state, _LOOSE) for state in states]
+            states = [self._round(task, state) for state in states]
             states.sort(key=lambda state: state.cost)
             states = [state for state in states if state.cost <= states[0].cost + _HOPEFUL * scale]
             trace.append(states[0].cost)
@@ -207,8 +203,8 @@ class Alternation(eqx.Module):
             tones, harmonics = state.found.tones, state.harmonics
         return state
 
-    def _round(self, task, state, register=1.0):
-        explored = self._explore(task, state, self._voices(task, state, register), _moves(task, state))
+    def _round(self, task, state):
+        explored = self._explore(task, state, self._voices(task, state), _moves(task, state))
         if not self.learn:
             return _State(explored.found, state.harmonics, state.timbre, explored.cost)
         state = self._learn(task, explored.found.tones, state.harmonics)
@@ -234,16 +230,12 @@ class Alternation(eqx.Module):
         found = refit(task.pursuit, task.spectra, harmonics if timbre is None else timbre, tones, anything)
         return _State(_arranged(found, harmonics, tones.capacity // harmonics.shape[0]), harmonics, timbre)
 
-    def _voices(self, task, state, register=1.0) -> Voices:
-        """The costs, with a part of the register's."""
+    def _voices(self, task, state) -> Voices:
         if isinstance(self.voices, Voices):
             return self.voices
         objective, limit = task.pursuit.objective, task.pursuit.tones_per_instrument
         number = state.harmonics.shape[0]
-        voices = self.voices.fit(state.found.tones, number, limit, objective.axis, task.scale)
-        # An array: one compiled program for both parts.
-        part = jnp.asarray(register * voices.model.register, jnp.float32)
-        return eqx.tree_at(lambda v: v.model.register, voices, part)
+        return self.voices.fit(state.found.tones, number, limit, objective.axis, task.scale)
 
     def _cost(self, task, state):
         voices, found = self._voices(task, state), state.found
