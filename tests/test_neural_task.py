@@ -50,17 +50,17 @@ def draw(key):
 
 # Thousands of steps: here the optimisation that the other tests do without saves time.
 @eqx.filter_jit(donate="all-except-first", compiler_options={"xla_backend_optimization_level": 3})
-def imitate(settings, state):
+def imitate(trainer, state):
     key = jax.random.fold_in(state.key, state.step)
-    frames, choices, _ = jax.vmap(draw)(jax.random.split(key, settings.batch))
-    return TRAINER.imitate(state, frames, choices)[0]
+    frames, choices, _ = jax.vmap(draw)(jax.random.split(key, trainer.settings.batch))
+    return trainer.imitate(state, frames, choices)[0]
 
 
 @eqx.filter_jit(donate="all-except-first")
-def learn(settings, state):
+def learn(trainer, state):
     key, sample_key = jax.random.split(jax.random.fold_in(state.key, state.step))
-    frames, _, _ = jax.vmap(draw)(jax.random.split(key, settings.batch))
-    return TRAINER.learn(state, frames, key=sample_key)[0]
+    frames, _, _ = jax.vmap(draw)(jax.random.split(key, trainer.settings.batch))
+    return trainer.learn(state, frames, key=sample_key)[0]
 
 
 @eqx.filter_jit
@@ -77,10 +77,10 @@ def test_two_random_instruments_are_told_apart_on_unseen_frames():
     state = TRAINER.start(jnp.full((2, NUM_HARMONICS), 0.5), key=jax.random.key(0))
     unseen = jax.random.key(1)
     for _ in range(SETTINGS.imitation):
-        state = imitate(SETTINGS, state)
+        state = imitate(TRAINER, state)
     imitated = float(right(state, unseen))
     for _ in range(SETTINGS.steps - SETTINGS.imitation):
-        state = learn(SETTINGS, state)
+        state = learn(TRAINER, state)
     learned = float(right(state, unseen))
     assert learned >= 0.9, (imitated, learned)
     # The policy gradient, which is told nothing, does not lose what imitation taught.

@@ -160,9 +160,8 @@ def reselect(
 ) -> Iterator[Tones]:
     """For each instrument in turn, the best other tones given those of all other instruments."""
     for instrument in range(harmonics.shape[0]):
-        number = jnp.asarray(instrument)  # an array: one compiled program for all
-
-        def run(rows, instrument=number):
+        # An array: one compiled program for all.
+        def run(rows, instrument=jnp.asarray(instrument)):
             here = jax.tree.map(lambda x: jnp.asarray(_rows(x, rows)), tones)
             spectrum = jnp.asarray(_rows(spectra, rows))
             return jax.tree.map(np.asarray, _reselected(pursuit, spectrum, harmonics, here, instrument))
@@ -269,7 +268,7 @@ def explore(
 
 
 def cheapest(voices: Voices, pool: Decomposition) -> Path:
-    """`best_path` through several hypotheses per frame, with few compiled programs for all recordings."""
+    """`best_path` through several hypotheses per frame, compiled once for every `chunk_size` of frames."""
     num_frames = pool.loss.shape[0]
     padding = -num_frames % chunk_size()
     repeat = lambda x: np.pad(np.asarray(x), [(0, padding)] + [(0, 0)] * (x.ndim - 1), mode="edge")
