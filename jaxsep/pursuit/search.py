@@ -160,8 +160,9 @@ def reselect(
 ) -> Iterator[Tones]:
     """For each instrument in turn, the best other tones given those of all other instruments."""
     for instrument in range(harmonics.shape[0]):
-        # An array: one compiled program for all.
-        def run(rows, instrument=jnp.asarray(instrument)):
+        number = jnp.asarray(instrument)  # an array: one compiled program for all
+
+        def run(rows, instrument=number):
             here = jax.tree.map(lambda x: jnp.asarray(_rows(x, rows)), tones)
             spectrum = jnp.asarray(_rows(spectra, rows))
             return jax.tree.map(np.asarray, _reselected(pursuit, spectrum, harmonics, here, instrument))
