@@ -59,8 +59,9 @@ class Alternated(eqx.Module):
 #: Distances, in frames, over which notes may ring on in the last round.
 _RINGING = (1, 2, 4, 6)
 
-#: A start that costs more than the best by this part of the mean loss is dropped.
-_HOPEFUL = 1.1
+#: Parts of the register's cost that count in the rounds with few frames, each from all starts: registers of
+#: tones that are still wrong would keep them, but instruments that sound alike need theirs.
+_REGISTERS = (1.0, 0.3)
 
 #: Least mean loss that the costs are relative to.
 _LEAST_SCALE = 1e-9
@@ -98,9 +99,10 @@ class Alternation(eqx.Module):
     left out or chosen anew), the cheapest path through all of them is taken, and the dictionary is fitted to
     the tones found. The first rounds see every `stride`-th frame alone. With each of the dictionaries they
     begin twice: with the tones found in each frame alone and offered to its neighbours, and with the same
-    tones given to the instruments by pitch, the highest to the first. Those that cost much more than the best
-    are dropped after each round, and the cheapest goes on with all frames, and with harmonics that change
-    smoothly with the pitch. In the last round these stay as they are, and notes may ring on beside the next.
+    tones given to the instruments by pitch, the highest to the first. From these starts it goes two ways, in
+    one of which the registers count less; the worse half is dropped after each round. Of the best of each way
+    the one goes on with all frames that is cheaper when its harmonics may change smoothly with the pitch, as
+    they do in the end. In the last round these stay as they are, and notes may ring on beside the next.
 
     Arguments:
         voices: the costs beyond P1's loss; `Voices` are used as they are, instead of being fitted each round.
@@ -132,7 +134,10 @@ class Alternation(eqx.Module):
     def num_steps(self, num_frames: int, num_starts: int) -> int:
         """How often `advance` is called at most for so many frames and dictionaries."""
         few = -(-num_frames // self.stride)
-        explored = (2 if self.learn else 1) * num_starts * self.rounds + 2
+        explored, left = 2, 2 * num_starts if self.learn else num_starts
+        for _ in range(self.rounds):
+            explored += len(self._registers()) * left
+            left = _half(left)
         return num_starts * (-(-few // chunk_size()) + 2 * len(self.spans)) + EXPLORE_STEPS * explored
 
     def __call__(
@@ -166,13 +171,13 @@ class Alternation(eqx.Module):
         task = _Task(pursuit, few, near, scale, tick, find)
         if self.learn:
             states += [self._by_voice(task, state) for state in states if _several_voices(state)]
+        ways = dict.fromkeys(self._registers(), states)
         for _ in range(self.rounds):
-            states = [self._round(task, state) for state in states]
-            states.sort(key=lambda state: state.cost)
-            states = [state for state in states if state.cost <= states[0].cost + _HOPEFUL * scale]
-            trace.append(states[0].cost)
+            ways = {register: self._better(task, states, register) for register, states in ways.items()}
+            trace.append(min(states[0].cost for states in ways.values()))
+        state = self._cheaper(task, [states[0] for states in ways.values()])
         task = _Task(pursuit, spectra, self.spans, scale, tick, find)
-        state = self._expand(task, states[0])
+        state = self._expand(task, state)
         if self.learn and self.rounds:
             state = self._round(task, state)
             # Not before: what is wrong would find harmonics that suit it.
@@ -203,8 +208,25 @@ class Alternation(eqx.Module):
             tones, harmonics = state.found.tones, state.harmonics
         return state
 
-    def _round(self, task, state):
-        explored = self._explore(task, state, self._voices(task, state), _moves(task, state))
+    def _registers(self):
+        """The ways to go from all starts; one where the costs or the dictionary are given."""
+        return _REGISTERS if self.learn and isinstance(self.voices, VoiceModel) else (1.0,)
+
+    def _better(self, task, states, register):
+        """The better half after a round."""
+        states = sorted((self._round(task, state, register) for state in states), key=lambda s: s.cost)
+        return states[: _half(len(states))]
+
+    def _cheaper(self, task, states):
+        """Which of several ends to go on with; with one vector of harmonics the poor one can cost less."""
+        if len(states) == 1:
+            return states[0]
+        ends = [self._tuned(task, state) for state in states] if self.pitched and self.rounds else states
+        return states[int(np.argmin([end.cost for end in ends]))]
+
+    def _round(self, task, state, register=1.0):
+        """Tones, then the dictionary, while a part of the register's cost counts."""
+        explored = self._explore(task, state, self._voices(task, state, register), _moves(task, state))
         if not self.learn:
             return _State(explored.found, state.harmonics, state.timbre, explored.cost)
         state = self._learn(task, explored.found.tones, state.harmonics)
@@ -230,12 +252,15 @@ class Alternation(eqx.Module):
         found = refit(task.pursuit, task.spectra, harmonics if timbre is None else timbre, tones, anything)
         return _State(_arranged(found, harmonics, tones.capacity // harmonics.shape[0]), harmonics, timbre)
 
-    def _voices(self, task, state) -> Voices:
+    def _voices(self, task, state, register=1.0) -> Voices:
         if isinstance(self.voices, Voices):
             return self.voices
         objective, limit = task.pursuit.objective, task.pursuit.tones_per_instrument
         number = state.harmonics.shape[0]
-        return self.voices.fit(state.found.tones, number, limit, objective.axis, task.scale)
+        voices = self.voices.fit(state.found.tones, number, limit, objective.axis, task.scale)
+        # An array: one compiled program for all parts.
+        part = jnp.asarray(register * voices.model.register, jnp.float32)
+        return eqx.tree_at(lambda v: v.model.register, voices, part)
 
     def _cost(self, task, state):
         voices, found = self._voices(task, state), state.found
@@ -263,6 +288,10 @@ class Alternation(eqx.Module):
 
 def _moves(task, state) -> Iterator[Tones]:
     return moves(task.pursuit, task.spectra, state.harmonics, state.found.tones, task.spans)
+
+
+def _half(count):
+    return -(-count // 2)
 
 
 def _several_voices(state):
