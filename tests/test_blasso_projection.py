@@ -1,7 +1,7 @@
 """Projections and proximal maps: brute force, soft thresholding, feasibility between all grid points."""
 
 import sys
-from functools import cache
+from functools import cache, partial
 
 import equinox as eqx
 import jax
@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import scipy.optimize
 from marks import DOUBLE_IS_SLOW
+from problems import in_one_size
 
 from jaxsep.blasso.measures import Spikes, synthesise
 from jaxsep.blasso.patterns import Patterns
@@ -49,9 +50,7 @@ def one(patterns, row):
     )
 
 
-@eqx.filter_jit
-def project(projection, patterns, signals, bound, start=None):
-    return projection(patterns, signals, bound, start)
+project = partial(in_one_size, size=12)
 
 
 def signals_of(count, seed=0, dtype=np.float64):
@@ -137,7 +136,7 @@ def test_a_dirac_pattern_is_soft_thresholding(signed, dtype):
     hat = lambda t: jnp.maximum(1 - jnp.abs(t), 0)
     patterns = Patterns.from_functions([hat], 24, (-1.0, 1.0), oversampling=1, dtype=dtype)
     w = np.random.default_rng(0).standard_normal((5, 24)).astype(dtype)
-    found = project(Projection(signed=signed, num_candidates=8), patterns, jnp.asarray(w), 0.4)
+    found = Projection(signed=signed, num_candidates=8)(patterns, jnp.asarray(w), 0.4)
     assert np.all(found.outcome == ProjectionOutcome.solved)
     expected = np.maximum(w - 0.4, 0) - (np.maximum(-w - 0.4, 0) if signed else 0)
     prox = np.asarray(jax.vmap(lambda s: synthesise(patterns, s)[0])(found.spikes))
@@ -214,7 +213,7 @@ def test_a_batch_is_a_loop(dtype):
     assert found.point.dtype == found.spikes.amplitude.dtype == found.certificate.gap.dtype == dtype
     tolerance = 1e-6 if dtype == np.float64 else 3e-3
     for number in range(0, 11, 5):
-        alone = project(Projection(), patterns, signals[number : number + 1], bound[number])
+        alone = Projection()(patterns, signals[number : number + 1], bound[number])
         np.testing.assert_allclose(found.point[number], alone.point[0], atol=tolerance)
         assert float(found.certificate.primal[number]) == pytest.approx(
             float(alone.certificate.primal[0]), rel=1e-4
@@ -223,8 +222,8 @@ def test_a_batch_is_a_loop(dtype):
 
 @pytest.mark.slow
 def test_jit_is_eager(x64):
-    patterns, signals = patterns_of(jnp.float64), signals_of(2, seed=7)
-    eager, jitted = Projection()(patterns, signals, 0.7), project(Projection(), patterns, signals, 0.7)
+    patterns, signals = patterns_of(jnp.float64), signals_of(1, seed=7)
+    eager, jitted = Projection()(patterns, signals, 0.7), jax.jit(Projection())(patterns, signals, 0.7)
     np.testing.assert_allclose(eager.point, jitted.point, atol=1e-7)
     np.testing.assert_array_equal(eager.outcome._value, jitted.outcome._value)
 
