@@ -1,8 +1,8 @@
 """Whether the loss finds the best restart: the SDR of the restart it chooses, against the best one's.
 
 For each key the restarts run one by one, each through `separate` with a single restart, and their stems are
-compared with the truth. Two criteria choose: the loss by which `learn_dictionaries` ranks its restarts, and
-the mean loss of all frames after the search.
+compared with the truth. Three criteria choose: the loss by which `learn_dictionaries` ranks its restarts, and
+the mean loss of all frames and the cost after the search.
 """
 
 import dataclasses
@@ -29,7 +29,7 @@ from jaxsep.separators.pursuit import separate
 from jaxsep.separators.separation import PursuitSettings
 
 PIECES = "k487_08_recorder_violin,k487_01_trumpet_cello,k487_11_flute_clarinet"
-CRITERIA = ("restart_loss", "loss")
+CRITERIA = ("restart_loss", "loss", "cost")
 #: Two instruments more similar than this are one, as for the learner.
 DUPLICATE = 0.98
 
@@ -82,12 +82,13 @@ def run_restarts(piece: Piece, settings: PursuitSettings, num_restarts: int, see
 
 
 def assess(piece: Piece, separation) -> dict[str, Any]:
-    """Losses of a separation, the largest similarity of two of its instruments, and its scores."""
+    """Losses and cost of a separation, the largest similarity of two of its instruments, and its scores."""
     alike = np.array(similarity(separation.dictionary.harmonics))
     np.fill_diagonal(alike, 0)
     return {
         "restart_loss": float(separation.restart_losses[0]),
         "loss": float(np.mean(separation.loss)),
+        "cost": separation.cost_trace[-1],
         "similarity": float(alike.max()),
         **scores(piece.stems, separation.stems),
     }

@@ -169,18 +169,20 @@ def test_recorded_tones_keep_empty_slots_empty():
 
 
 def test_restarts_are_judged_by_what_their_loss_chooses():
-    def restart(restart_loss, loss, sdr, similarity=0.3):
-        return {"restart_loss": restart_loss, "loss": loss, "sdr": sdr, "similarity": similarity}
+    def restart(restart_loss, loss, cost, sdr, similarity=0.3):
+        losses = {"restart_loss": restart_loss, "loss": loss, "cost": cost}
+        return {**losses, "sdr": sdr, "similarity": similarity}
 
     candidates = [
-        restart(0.1, 0.9, [-1.0, 5.0]),
-        restart(0.2, 0.4, [9.0, 7.0], similarity=0.99),
-        restart(0.3, 0.5, [10.0, 8.0]),
+        restart(0.1, 0.9, 1.3, [-1.0, 5.0]),
+        restart(0.2, 0.4, 0.8, [9.0, 7.0], similarity=0.99),
+        restart(0.3, 0.5, 0.7, [10.0, 8.0]),
     ]
     choice = selection.judge(candidates)
     assert (choice["best"], choice["best_sdr"], choice["best_lost"]) == (2, 9.0, False)
     assert choice["restart_loss"] == {"chosen": 0, "sdr": 2.0, "gap": 7.0, "lost": True}
     assert choice["loss"] == {"chosen": 1, "sdr": 8.0, "gap": 1.0, "lost": True}
+    assert choice["cost"] == {"chosen": 2, "sdr": 9.0, "gap": 0.0, "lost": False}
     row = selection.table([{"piece": "duet", "seed": 0, "restarts": candidates, "choice": choice}])
     assert "2 of 3" in row
 

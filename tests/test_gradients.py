@@ -253,8 +253,9 @@ def test_implicit_and_unrolled_agree(method, x64):
     (_, _), (implicit, fell) = forward_tones(method, Implicit())
     (found, loss), (unrolled, sank) = forward_tones(method, Unrolled(40))
     exact = forward_tones(method, Implicit())[0]
-    np.testing.assert_array_equal(found.fundamental, exact[0].fundamental)
-    np.testing.assert_array_equal(loss, exact[1])
+    # Two programs, each with its own rounding.
+    np.testing.assert_allclose(found.fundamental, exact[0].fundamental, rtol=1e-9)
+    np.testing.assert_allclose(loss, exact[1], rtol=1e-9)
     change, other = unknowns_change(implicit), unknowns_change(unrolled)
     error = jnp.linalg.norm(change - other, axis=1) / jnp.linalg.norm(change, axis=1)
     assert jnp.max(error) < 1e-6

@@ -15,7 +15,7 @@ from jaxsep.separators.parts import _loudest
 
 RATE = 22050
 GREEDY = jaxsep.PursuitSettings(restarts=1, steps=2, batch=8, search="greedy")
-FULL = jaxsep.PursuitSettings(restarts=1, steps=2, batch=8, rounds=1)
+FULL = jaxsep.PursuitSettings(restarts=1, steps=2, batch=8, rounds=1, hop=1024)
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +53,7 @@ def test_parts_are_those_of_the_whole(path, settings):
     assert stems.shape == (2, *samples.shape)
     np.testing.assert_allclose(stems.sum(axis=0), samples, atol=1e-5)
     np.testing.assert_array_equal(times, whole[0].times)
-    np.testing.assert_allclose(np.diff(times), 512 / 48_000, rtol=1e-9)
+    np.testing.assert_allclose(np.diff(times), settings.hop / 48_000, rtol=1e-9)
     inside = slice(rate, -rate)
     error = np.abs(stems - whole[0].stems)[..., inside]
     if settings is GREEDY:

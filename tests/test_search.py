@@ -230,7 +230,7 @@ def test_frames_for_themselves():
 @pytest.mark.parametrize("setting", ["random4_tone1", "random4_tone2", "trained_tone1", "trained_tone2"])
 def test_recorded_frames_have_a_lower_loss_than_the_greedy_one(reference, setting):
     recorded = reference("tone_frames.npz")
-    spectra = recorded["log_spectra"].astype(np.float32)
+    spectra = recorded["log_spectra"][::3].astype(np.float32)  # the benchmark of fidelity takes all
     harmonics = jnp.asarray(recorded[f"{setting}_dictionary"], jnp.float32)
     pursuit = TonePursuit(tones_per_instrument=int(setting[-1]))
     start = pursue(pursuit, spectra, harmonics).loss

@@ -340,7 +340,7 @@ def test_impossible_settings(options, message):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("size", [64, 2048])
+@pytest.mark.parametrize("size", [64, 512])
 def test_the_size_of_the_chunks_changes_nothing(size, monkeypatch):
     expected, asked = separated(), []
     for module in (search, spectra, stages):
