@@ -4,10 +4,12 @@ import os
 from importlib.metadata import version
 from pathlib import Path
 
-# Most of a test's time is compilation: LLVM does not optimise here, and XLA emits fewer instructions.
+# Most of a test's time is compilation: LLVM does not optimise here, and XLA emits fewer instructions. Every worker
+# keeps to one thread: batched triangular solves of two programs at a time can wait for each other on two threads.
+os.environ.setdefault("JAX_CPU_ENABLE_ASYNC_DISPATCH", "false")
 os.environ.setdefault(
     "XLA_FLAGS",
-    "--xla_backend_optimization_level=0"
+    "--xla_backend_optimization_level=0 --xla_cpu_multi_thread_eigen=false"
     # XLA ends the process at a flag that it does not know.
     + " --xla_cpu_use_fusion_emitters=false" * version("jaxlib").startswith(("0.8.", "0.9.", "0.10.")),
 )
