@@ -4,9 +4,9 @@ import os
 from importlib.metadata import version
 from pathlib import Path
 
-# Most of a test's time is compilation: LLVM does not optimise here, and XLA emits fewer instructions. Every worker
-# keeps to one thread: batched triangular solves of two programs at a time can wait for each other on two threads.
-os.environ.setdefault("JAX_CPU_ENABLE_ASYNC_DISPATCH", "false")
+# Most of a test's time is compilation: LLVM does not optimise here, and XLA emits fewer
+# instructions. One thread for each worker, also below: triangular solves of two programs at a time can wait
+# for each other on two threads.
 os.environ.setdefault(
     "XLA_FLAGS",
     "--xla_backend_optimization_level=0 --xla_cpu_multi_thread_eigen=false"
@@ -23,6 +23,8 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 import jax
 import numpy as np
 import pytest
+
+jax.config.update("jax_cpu_enable_async_dispatch", False)
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
