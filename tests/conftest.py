@@ -4,9 +4,9 @@ import os
 from importlib.metadata import version
 from pathlib import Path
 
-# Most of a test's time is compilation: LLVM does not optimise here, and XLA emits fewer
-# instructions. One thread for each worker, also below: triangular solves of two programs at a time can wait
-# for each other on two threads.
+# Most of a test's time is compilation: LLVM does not optimise here, and XLA emits fewer instructions. Each
+# worker keeps to one thread, and runs one program after the other (below): jaxlib's batched triangular solves
+# block the threads that they need, so that those of two programs at a time can wait for each other.
 os.environ.setdefault(
     "XLA_FLAGS",
     "--xla_backend_optimization_level=0 --xla_cpu_multi_thread_eigen=false"

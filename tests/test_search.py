@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from problems import AXIS, DICTIONARY, OCTAVE, SEMITONE, Note, pack_notes, render_notes
 
+from jaxsep.dictionary import alternation as alternation_module
 from jaxsep.dictionary.alternation import Alternation
 from jaxsep.pursuit import search
 from jaxsep.pursuit.lifting import LiftedLoss
@@ -266,6 +267,34 @@ def test_alternation_finds_the_notes_and_improves_the_dictionary():
     assert np.all(np.sum(unit(np.asarray(result.harmonics)[::-1]) * unit(DICTIONARY), axis=1) > 0.97)
     assert result.cost_trace[-1] < result.cost_trace[0]
     assert 0 < steps <= most
+
+
+@pytest.mark.slow
+def test_the_search_goes_two_ways_and_the_end_that_a_timbre_suits_goes_on(monkeypatch):
+    rounds, ends, tuned = [], [], Alternation._tuned
+
+    def watched(pursuit, spectra, rows, found, voices, *rest):
+        rounds.append((len(spectra), round(float(voices.model.register), 3)))
+        return explore(pursuit, spectra, rows, found, voices, *rest)
+
+    def dear(self, task, state):
+        """The first way ends cheaper than the second; a timbre makes it dearer."""
+        ends.append(state)
+        state = tuned(self, task, state)
+        return eqx.tree_at(lambda s: s.cost, state, state.cost + (len(ends) == 1))
+
+    monkeypatch.setattr(alternation_module, "explore", watched)
+    monkeypatch.setattr(Alternation, "_tuned", dear)
+    expanded, expand = [], Alternation._expand
+    monkeypatch.setattr(
+        Alternation, "_expand", lambda self, task, state: expanded.append(state) or expand(self, task, state)
+    )
+    frames = recording()[::2]
+    Alternation(rounds=2, spans=(1, 4))(PURSUIT, frames, [HARMONICS, HARMONICS**1.2])
+    few, every = len(frames) // 2, len(frames)
+    first = [(few, 0.1)] * 4 + [(few, 0.03)] * 4  # two dictionaries, each by frame and by voice
+    assert rounds == [*first, *[(few, 0.1)] * 2, *[(few, 0.03)] * 2, *[(every, 0.1)] * 2]
+    assert expanded[0] is ends[1]
 
 
 def test_a_given_dictionary_stays():
