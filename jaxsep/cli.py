@@ -7,7 +7,6 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,7 +14,7 @@ from typing import Annotated, Any
 import typer
 
 import jaxsep
-from jaxsep.batch import Job, fingerprint, finished_document, plan
+from jaxsep.batch import Job, plan
 from jaxsep.options import (
     AsJson,
     Bits,
@@ -36,6 +35,7 @@ from jaxsep.options import (
     Search,
     Seed,
     given_options,
+    neural_settings,
     pursuit_settings,
 )
 from jaxsep.runtime import Stopped, check_outside, new_file, start_jax, stoppable
@@ -220,85 +220,23 @@ def separate(
     for job in jobs:
         check_outside(job.folder, *mixtures, dictionary, checkpoint, *reference)
 
-    def chosen_settings() -> Any:
-        if method is not Method.neural:
-            return pursuit_settings(context, given)
-        from jaxsep.neural.training import NeuralSettings
+    from jaxsep.work import Training, Work
 
-        return getattr(NeuralSettings, preset.value)()
-
-    def work(job: Job, progress: TerminalProgress) -> tuple[dict[str, Any], bool]:
-        """Document of a recording's results, and whether they are new."""
-        from jaxsep.audio import OutputFolder, read_audio
-        from jaxsep.recording import Recording
-
-        source = {"file": job.recording.name, "dictionary": None if dictionary is None else dictionary.name}
-        if method is not Method.neural:
-            source["longest_part_s"] = part
-        if not alone:
-            source["sha256"] = fingerprint(job.recording)
-            settings = asdict(chosen_settings())
-            about = {"num_instruments": num_instruments, "seed": seed, "settings": settings}
-            known = finished_document(job.folder, {**about, "input": source}, audio[0], report)
-            if known and not force:
-                return known, False
-        with Recording(job.recording) as recording:
-            long = method is not Method.neural and recording.duration > part
-            if long and report:
-                raise ValueError(
-                    f"--report: expected a recording of at most --part {part:g} s, "
-                    f"got {recording.duration:.0f} s; the page holds all of the sound."
-                )
-        with OutputFolder(job.folder, force=force) as folder:
-            if long:
-                start_jax(device, cache, no_cache)
-                import jax
-
-                from jaxsep.report.results import write_parts
-                from jaxsep.separators.parts import separate_parts
-                from jaxsep.tones.dictionary import Dictionary
-
-                settings = chosen_settings()
-                parts = separate_parts(
-                    job.recording,
-                    num_instruments,
-                    seconds=part,
-                    settings=settings,
-                    dictionary=None if dictionary is None else Dictionary.load(dictionary),
-                    progress=progress,
-                    key=jax.random.key(seed),
-                )
-                about = {"settings": settings, "seed": seed, "source": source}
-                return write_parts(folder, job.recording, parts, audio, **about), True
-            samples, sample_rate = read_audio(job.recording)
-            truth = _read_references(reference, num_instruments, samples.shape[1], sample_rate)
-            start_jax(device, cache, no_cache)
-            import jax
-
-            from jaxsep.separators import neural, pursuit
-            from jaxsep.tones.dictionary import Dictionary
-
-            settings = chosen_settings()
-            run: Any = pursuit.separate
-            if method is Method.neural:
-                options = {"minutes": minutes, "checkpoint": checkpoint, "resume": resume}
-                run = partial(neural.separate_neural, log=folder / "training.jsonl", **options)
-            separation = run(
-                samples,
-                sample_rate,
-                num_instruments,
-                settings=settings,
-                dictionary=None if dictionary is None else Dictionary.load(dictionary),
-                progress=progress,
-                key=jax.random.key(seed),
-            )
-            document = _write_results(
-                folder, samples, separation, progress, audio, settings=settings, seed=seed, source=source
-            )
-            if report:
-                _write_page(folder, folder / "report.html", reference, truth, progress)
-        return document, True
-
+    neural = method is Method.neural
+    work = Work(
+        start_jax=partial(start_jax, device, cache, no_cache),
+        settings=partial(neural_settings, preset) if neural else partial(pursuit_settings, context, given),
+        training=Training(minutes, checkpoint, resume) if neural else None,
+        num_instruments=num_instruments,
+        seed=seed,
+        part=None if neural else part,
+        dictionary=dictionary,
+        audio=audio,
+        report=report,
+        references=reference,
+        skip=not alone,
+        force=force,
+    )
     if alone:
         with TerminalProgress() as progress:
             document, _ = work(jobs[0], progress)
@@ -357,7 +295,9 @@ def evaluate(
 
     Stems with several channels are averaged. Lengths that differ by less than 1 % are cut to the shortest.
     """
-    references, estimates, note = _read_stems(reference, estimate)
+    from jaxsep.references import read_stems
+
+    references, estimates, note = read_stems(reference, estimate)
     with TerminalProgress() as progress, progress.stage("measuring", 1):
         start_jax(Device.cpu, cache, no_cache)
         from jaxsep.report.tables import evaluation_document, to_json
@@ -389,15 +329,18 @@ def report(
     also measures the stems against the true ones.
     """
     from jaxsep.audio import read_audio
+    from jaxsep.references import read_references
     from jaxsep.report.folder import read_document
 
     document = read_document(folder)
     path = folder / "report.html"
     with new_file(path, force, ".html") as draft, TerminalProgress() as progress:
         samples, sample_rate = read_audio(folder / document["mixture"])
-        truth = _read_references(reference, len(document["stems"]), samples.shape[1], sample_rate)
+        truth = read_references(reference, len(document["stems"]), samples.shape[1], sample_rate)
         start_jax(Device.cpu, cache, no_cache)
-        _write_page(folder, draft, reference, truth, progress)
+        from jaxsep.report.page import write_page
+
+        write_page(folder, draft, truth, [path.stem for path in reference], progress)
     print(f"results: {path}")
 
 
@@ -448,6 +391,8 @@ def demo(
         import jax
         import numpy as np
 
+        from jaxsep.report.page import write_page
+        from jaxsep.report.results import write_separation
         from jaxsep.report.tables import evaluation_document
         from jaxsep.separators import pursuit
         from jaxsep.separators.separation import PursuitSettings
@@ -456,20 +401,11 @@ def demo(
         separation = pursuit.separate(
             mixture, sample_rate, len(stems), settings=settings, progress=progress, key=key
         )
-        source = {"file": "mixture.wav", "dictionary": None}
-        document = _write_results(
-            folder,
-            mixture,
-            separation,
-            progress,
-            _audio_format(),
-            settings=settings,
-            seed=seed,
-            source=source,
-        )
+        about = {"settings": settings, "seed": seed, "source": {"file": "mixture.wav", "dictionary": None}}
+        document = write_separation(folder, mixture, separation, _audio_format(), progress, **about)
         truth = np.stack(list(stems.values()))
         scores = evaluation_document(truth, separation.stems, list(stems), document["stems"])
-        _write_page(folder, folder / "report.html", list(stems), truth, progress)
+        write_page(folder, folder / "report.html", truth, list(stems), progress)
     show_separation(document, output)
     show_evaluation(scores)
 
@@ -481,84 +417,3 @@ def _audio_format(audio_format: Format = Format.wav, bits: Bits | None = None) -
             raise ValueError("--bits: FLAC has 16 or 24, got 32; use --format wav for more.")
         return ".flac", f"PCM_{(bits or Bits.b24).value}"
     return ".wav", "FLOAT" if bits in (None, Bits.b32) else f"PCM_{bits.value}"
-
-
-def _write_results(
-    folder: Path, samples, separation, progress: TerminalProgress, audio: tuple[str, str], **about: Any
-) -> dict[str, Any]:
-    """Writes everything that a separation found into a folder, and returns its JSON document."""
-    from jaxsep.report.folder import write_tracks
-    from jaxsep.report.plots import overview
-    from jaxsep.report.results import write_findings
-
-    tracks = write_tracks(folder, samples, separation, *audio)
-    with progress.stage("overview", 1):
-        overview(separation, samples, separation.sample_rate, folder / "overview.png")
-        progress.advance("overview")
-    return write_findings(folder, separation, tracks, **about)
-
-
-def _write_page(folder: Path, target: Path, references, truth, progress: TerminalProgress) -> None:
-    """Writes the listening page of a folder of results, with figures if there are true stems."""
-    from jaxsep.report.folder import read_results
-    from jaxsep.report.page import listening_page
-    from jaxsep.report.tables import evaluation_document
-
-    with progress.stage("report", 1):
-        results, scores = read_results(folder), None
-        # Silence cannot be measured.
-        if truth is not None and results.stems.any(axis=(1, 2)).all():
-            names = [Path(path).stem for path in references]
-            scores = evaluation_document(
-                truth, results.stems.mean(axis=1)[:, : truth.shape[1]], names, results.document["stems"]
-            )
-        target.write_text(listening_page(results, scores), encoding="utf-8")
-        progress.advance("report")
-
-
-def _read_references(paths: list[Path], num_instruments: int, num_samples: int, sample_rate: int):
-    """Samples `[files, samples]` of true stems that belong to a mixture, or None without any."""
-    import numpy as np
-
-    from jaxsep.audio import read_audio
-
-    if not paths:
-        return None
-    if len(paths) != num_instruments:
-        raise ValueError(
-            f"--reference: expected {num_instruments} files, one for each stem, got {len(paths)}."
-        )
-    tracks = []
-    for path in paths:
-        samples, rate = read_audio(path)
-        _check_alike(path, samples.shape[1], rate, "the mixture", num_samples, sample_rate)
-        tracks.append(samples.mean(axis=0)[:num_samples])
-    return np.stack([track[: min(map(len, tracks))] for track in tracks])
-
-
-def _check_alike(path, num_samples, rate, other, wanted_samples, wanted_rate):
-    if rate != wanted_rate:
-        raise ValueError(f"{path} has {rate} samples per second, expected {wanted_rate} as {other} has.")
-    if abs(num_samples - wanted_samples) > 0.01 * wanted_samples:
-        raise ValueError(f"{path} has {num_samples} samples, expected {wanted_samples} as {other} has.")
-
-
-def _read_stems(references: list[Path], estimates: list[Path]):
-    """Samples `[files, samples]` of both lists, averaged over channels and cut to one length, and a note."""
-    import numpy as np
-
-    from jaxsep.audio import read_audio
-
-    if len(references) != len(estimates):
-        raise ValueError(
-            f"--estimate: expected {len(references)} files as for --reference, got {len(estimates)}."
-        )
-    paths = references + estimates
-    recordings = [read_audio(path) for path in paths]
-    rates = [rate for _, rate in recordings]
-    lengths = [samples.shape[1] for samples, _ in recordings]
-    for path, rate, length in zip(paths, rates, lengths, strict=True):
-        _check_alike(path, length, rate, paths[0], lengths[0], rates[0])
-    note = f"cut to the shortest, {min(lengths)} samples" if len(set(lengths)) > 1 else ""
-    mono = np.stack([samples[:, : min(lengths)].mean(axis=0) for samples, _ in recordings])
-    return mono[: len(references)], mono[len(references) :], note

@@ -28,6 +28,7 @@ __all__ = [
     "Search",
     "Seed",
     "given_options",
+    "neural_settings",
     "pursuit_settings",
 ]
 
@@ -191,3 +192,10 @@ def pursuit_settings(context: Context, given: set[str]) -> Any:
     if options["fast"]:
         chosen |= {name: value for name, value in PursuitSettings.FAST.items() if name not in given}
     return PursuitSettings(**chosen)
+
+
+def neural_settings(preset: Preset) -> Any:
+    """The `NeuralSettings` of a preset."""
+    from jaxsep.neural.training import NeuralSettings
+
+    return getattr(NeuralSettings, preset.value)()

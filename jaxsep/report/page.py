@@ -3,6 +3,7 @@
 import base64
 import io
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
@@ -12,12 +13,14 @@ import soundfile
 from PIL import Image
 
 from jaxsep.audio import resample
-from jaxsep.report.folder import Results
+from jaxsep.progress import Progress
+from jaxsep.report.folder import Results, read_results
 from jaxsep.report.notes import Note, find_notes
 from jaxsep.report.spectrograms import RANGE, audible_bins, levels
+from jaxsep.report.tables import evaluation_document
 from jaxsep.tones.axes import LogAxis
 
-__all__ = ["listening_page"]
+__all__ = ["listening_page", "write_page"]
 
 #: Bytes of audio up to which it is embedded without loss, in 16 bits.
 _LOSSLESS_BYTES = 5_500_000
@@ -30,6 +33,32 @@ _SILENCE = -70
 
 #: Semitones shown beyond the lowest and the highest note.
 _MARGIN = 3
+
+
+def write_page(
+    folder: Path,
+    target: Path,
+    truth: np.ndarray | None,
+    names: Sequence[str],
+    progress: Progress,
+) -> None:
+    """Writes the listening page of a folder of results.
+
+    Arguments:
+        folder: as `jaxsep separate` wrote it.
+        target: file of the page.
+        truth: true stems `[instruments, samples]`, against which the stems are then measured.
+        names: of the true stems.
+        progress: who listens.
+    """
+    with progress.stage("report", 1):
+        results, scores = read_results(folder), None
+        # Silence cannot be measured.
+        if truth is not None and results.stems.any(axis=(1, 2)).all():
+            stems = results.stems.mean(axis=1)[:, : truth.shape[1]]
+            scores = evaluation_document(truth, stems, names, results.document["stems"])
+        target.write_text(listening_page(results, scores), encoding="utf-8")
+        progress.advance("report")
 
 
 def listening_page(results: Results, scores: dict[str, Any] | None = None) -> str:

@@ -8,15 +8,41 @@ import equinox as eqx
 import jax
 import numpy as np
 
+from jaxsep.progress import Progress
 from jaxsep.recording import Recording
 from jaxsep.report.exports import write_note_files
-from jaxsep.report.folder import Tracks
+from jaxsep.report.folder import Tracks, write_tracks
 from jaxsep.report.notes import find_notes
 from jaxsep.report.plots import overview
 from jaxsep.report.tables import separation_document, to_json, write_tones
 from jaxsep.separators.separation import Separation
 
-__all__ = ["write_findings", "write_parts"]
+__all__ = ["write_findings", "write_parts", "write_separation"]
+
+
+def write_separation(
+    folder: Path,
+    mixture: np.ndarray,
+    separation: Separation,
+    audio: tuple[str, str],
+    progress: Progress,
+    **about: Any,
+) -> dict[str, Any]:
+    """Writes everything that was found in a recording, and returns the JSON document.
+
+    Arguments:
+        folder: an existing one.
+        mixture: `[channels, samples]`.
+        separation: of it.
+        audio: suffix of the tracks, and their sample format.
+        progress: who listens.
+        about: further arguments of `separation_document`.
+    """
+    tracks = write_tracks(folder, mixture, separation, *audio)
+    with progress.stage("overview", 1):
+        overview(separation, mixture, separation.sample_rate, folder / "overview.png")
+        progress.advance("overview")
+    return write_findings(folder, separation, tracks, **about)
 
 
 def write_findings(

@@ -1,0 +1,49 @@
+"""True stems and separated ones as files: read, and checked that they belong together."""
+
+from pathlib import Path
+
+import numpy as np
+
+from jaxsep.audio import read_audio
+
+__all__ = ["read_references", "read_stems"]
+
+
+def read_references(paths: list[Path], num_instruments: int, num_samples: int, sample_rate: int):
+    """Samples `[files, samples]` of true stems that belong to a mixture, or None without any."""
+    if not paths:
+        return None
+    if len(paths) != num_instruments:
+        raise ValueError(
+            f"--reference: expected {num_instruments} files, one for each stem, got {len(paths)}."
+        )
+    tracks = []
+    for path in paths:
+        samples, rate = read_audio(path)
+        _check_alike(path, samples.shape[1], rate, "the mixture", num_samples, sample_rate)
+        tracks.append(samples.mean(axis=0)[:num_samples])
+    return np.stack([track[: min(map(len, tracks))] for track in tracks])
+
+
+def read_stems(references: list[Path], estimates: list[Path]):
+    """Samples `[files, samples]` of both lists, averaged over channels and cut to one length, and a note."""
+    if len(references) != len(estimates):
+        raise ValueError(
+            f"--estimate: expected {len(references)} files as for --reference, got {len(estimates)}."
+        )
+    paths = references + estimates
+    recordings = [read_audio(path) for path in paths]
+    rates = [rate for _, rate in recordings]
+    lengths = [samples.shape[1] for samples, _ in recordings]
+    for path, rate, length in zip(paths, rates, lengths, strict=True):
+        _check_alike(path, length, rate, paths[0], lengths[0], rates[0])
+    note = f"cut to the shortest, {min(lengths)} samples" if len(set(lengths)) > 1 else ""
+    mono = np.stack([samples[:, : min(lengths)].mean(axis=0) for samples, _ in recordings])
+    return mono[: len(references)], mono[len(references) :], note
+
+
+def _check_alike(path, num_samples, rate, other, wanted_samples, wanted_rate):
+    if rate != wanted_rate:
+        raise ValueError(f"{path} has {rate} samples per second, expected {wanted_rate} as {other} has.")
+    if abs(num_samples - wanted_samples) > 0.01 * wanted_samples:
+        raise ValueError(f"{path} has {num_samples} samples, expected {wanted_samples} as {other} has.")
