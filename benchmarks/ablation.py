@@ -38,10 +38,11 @@ VARIANTS: dict[str, tuple[dict[str, Any], dict[str, float]]] = {
     "one restart": ({"restarts": 1}, {}),
     "the same harmonics at every pitch": ({"timbre": False}, {}),
     "no register": ({}, {"register": 0.0}),
+    "voices may cross": ({}, {"crossing": 0.0}),
     "changes cost nothing": ({}, {"change": 0.0}),
     "tones cost nothing": ({}, {"sounding": 0.0}),
     "no notes that ring on": ({}, {"ringing": 1e3}),
-    "loss alone": ({}, dict.fromkeys(("register", "change", "sounding", "ringing"), 0.0)),
+    "loss alone": ({}, dict.fromkeys(("register", "crossing", "change", "sounding", "ringing"), 0.0)),
 }
 #: A note is steady that began and ends at least so long ago, in seconds.
 STEADY = 0.03

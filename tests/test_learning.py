@@ -12,6 +12,7 @@ from problems import AXIS, DICTIONARY, duets, pack_notes, render_notes
 from benchmarks import scipy_baseline as baseline
 from jaxsep.dictionary import learning
 from jaxsep.dictionary.adam import instrument_adam, reset_instruments
+from jaxsep.dictionary.fundamentals import raised
 from jaxsep.dictionary.learning import DictionaryLearner, LearnerState, mean_loss, similarity
 from jaxsep.dictionary.restarts import learn_dictionaries
 from jaxsep.progress import Progress
@@ -148,6 +149,52 @@ def test_similarity_is_the_cosine_of_the_square_roots(dtype):
     np.testing.assert_allclose(actual[:3, :3], lifted @ lifted.T / np.outer(norm, norm), rtol=1e-5)
     assert actual[0, 2] == pytest.approx(1)
     np.testing.assert_array_equal(actual[3], 0)
+
+
+# ---- True fundamentals ------------------------------------------------------------------------------------
+
+
+def spread(row, multiple):
+    """The instrument at a fundamental so many times lower, with next to nothing between its harmonics."""
+    low = np.full(multiple * len(row), 0.01)
+    low[multiple - 1 :: multiple] = row
+    return low[:24]
+
+
+def test_an_instrument_without_every_second_or_third_harmonic_is_raised(dtype):
+    row = np.array([1.0, 0.6, 0.5, 0.4])
+    rows = [spread(row, 2), spread(row, 3), spread(row, 4), spread(row, 6)]
+    actual, factor = jax.jit(raised)(jnp.asarray([np.pad(r, (0, 24 - len(r))) for r in rows], dtype))
+    np.testing.assert_array_equal(factor, [2, 3, 4, 6])
+    assert actual.dtype == dtype
+    np.testing.assert_allclose(actual, np.tile(np.pad(row, (0, 20)), (4, 1)), rtol=1e-6)
+
+
+def test_instruments_with_a_fundamental_of_their_own_stay(dtype):
+    hollow, weak = [1.0, 0.0, 0.3, 0.0, 0.2, 0.0], [0.1, 1.0, 0.1, 0.5, 0.1, 0.2]
+    rows = jnp.asarray([hollow, weak, [0.0] * 6, [1.0] + [0.0] * 5], dtype)
+    actual, factor = raised(rows)
+    np.testing.assert_array_equal(actual, rows)
+    np.testing.assert_array_equal(factor, 1)
+    np.testing.assert_array_equal(raised(rows[:, :1])[0], rows[:, :1])
+
+
+def test_a_step_raises_candidates_that_it_left_too_low():
+    rows = np.eye(4, 8)
+    rows[2] = [0.01, 0.8, 0, 0.4, 0.02, 0.2, 0, 0.1]
+    rows[1, 0] = 0.5
+    stepped, _ = LEARNER.step(
+        state_of(rows, amplitude=[1] * 4, age=[9] * 4), jnp.zeros((16, AXIS.num_bins)), RATE
+    )
+    expected = rows.copy()
+    expected[2] = [0.8, 0.4, 0.2, 0.1, 0, 0, 0, 0]
+    # A pure tone at the third and the fourth harmonic is one at the first.
+    expected[3] = rows[0]
+    # What the moments remember moves rows a little, even in silence.
+    np.testing.assert_allclose(stepped.harmonics, expected, atol=0.01)
+    # Their moments belong to other harmonics.
+    assert np.all(stepped.moments.steps[:2] > 0)
+    np.testing.assert_array_equal(stepped.moments.steps[2:], 0)
 
 
 # ---- Renewal and survivors --------------------------------------------------------------------------------

@@ -297,6 +297,17 @@ def test_the_search_goes_two_ways_and_the_end_that_a_timbre_suits_goes_on(monkey
     assert expanded[0] is ends[1]
 
 
+def test_an_instrument_learned_an_octave_too_low_is_found_at_its_pitch(monkeypatch):
+    low = np.zeros(DICTIONARY.shape)
+    low[:, 1::2] = DICTIONARY[:, :4]
+    start = jnp.asarray([DICTIONARY[0], low[1]], jnp.float32)
+    # Without the start by voice, which learns the instruments anew.
+    monkeypatch.setattr(alternation_module, "_several_voices", lambda state: False)
+    result = Alternation(rounds=1, spans=(1, 4))(PURSUIT, recording(), [start])
+    assert np.mean(right(result.tones)) > 0.9
+    np.testing.assert_allclose(result.harmonics, DICTIONARY, atol=0.1)
+
+
 def test_a_given_dictionary_stays():
     result, steps, most, start = alternated(learn=False)
     np.testing.assert_array_equal(result.harmonics, start)

@@ -12,7 +12,7 @@ from problems import AXIS, SEMITONE
 from jaxsep.pursuit.voices import VoiceModel, Voices, best_path
 from jaxsep.tones.tones import Tones
 
-MODEL = VoiceModel(register=0.2, change=0.6, sounding=0.1, ringing=0.3)
+MODEL = VoiceModel(register=0.2, crossing=0.0, change=0.6, sounding=0.1, ringing=0.3)
 
 
 def tones_of(frames, slots=2):
@@ -174,3 +174,17 @@ def test_weights_are_traced():
     assert costs == sorted(costs)
     assert costs[0] < costs[2]
     assert len(traces) == 1
+
+
+def test_voices_that_cross():
+    """Only tones in the opposite order of their instruments' usual pitches count, and only if apart."""
+    bins = jnp.arange(AXIS.num_bins)
+    place = jnp.array([[150.0], [300.0]])
+    surprisal = 0.5 * ((bins - place) / 20) ** 2
+    prior = voices(surprisal, model=VoiceModel(register=0.0, sounding=0.0, crossing=0.4))
+    cost = lambda *notes: float(prior.sounding(one(tones_of([list(notes)]))))
+    assert cost((0, 200), (1, 250)) == 0
+    assert cost((0, 250), (1, 250 - 0.5 * SEMITONE)) == 0
+    assert cost((0, 250), (1, 200)) == pytest.approx(0.4)
+    alike = voices(jnp.stack([surprisal[0]] * 2), model=VoiceModel(register=0.0, sounding=0.0, crossing=0.4))
+    assert alike.sounding(one(tones_of([[(0, 250), (1, 200)]]))) == 0

@@ -11,6 +11,7 @@ from jaxtyping import Array, Float
 
 from jaxsep.devices import chunk_size
 from jaxsep.dictionary.fit import fit_dictionary, fit_timbre
+from jaxsep.dictionary.fundamentals import raised
 from jaxsep.pursuit.moves import arrange, by_voice, ringing
 from jaxsep.pursuit.search import (
     EXPLORE_STEPS,
@@ -237,8 +238,16 @@ class Alternation(eqx.Module):
         rows = fit_dictionary(task.pursuit.objective, task.spectra, tones, harmonics)
         peak = np.max(np.asarray(rows), axis=1)
         peak = np.where(peak > 0, peak, 1)
-        rows = rows / peak[:, None]
-        tones = eqx.tree_at(lambda t: t.amplitude, tones, tones.amplitude * peak[tones.instrument])
+        rows, factor = raised(rows / peak[:, None])
+        shift = task.pursuit.objective.axis.bins_per_neper * np.log(factor)
+        tones = eqx.tree_at(
+            lambda t: (t.amplitude, t.fundamental),
+            tones,
+            (
+                tones.amplitude * peak[tones.instrument],
+                (tones.fundamental + shift[tones.instrument]).astype(tones.fundamental.dtype),
+            ),
+        )
         return self._refitted(task, tones, rows)
 
     def _tuned(self, task, state):

@@ -7,6 +7,7 @@ import optax
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from jaxsep.dictionary.adam import InstrumentAdamState, instrument_adam, reset_instruments
+from jaxsep.dictionary.fundamentals import raised
 from jaxsep.dot import dot
 from jaxsep.pursuit.lifting import LiftedLoss
 from jaxsep.pursuit.refinement import pack
@@ -108,6 +109,8 @@ class DictionaryLearner(eqx.Module):
             return jnp.clip(optax.apply_updates(rows, change), 0, 1), moments
 
         rows, moments = jax.lax.fori_loop(0, self.descents, descend, (state.harmonics, state.moments))
+        rows, factor = raised(rows)
+        moments = reset_instruments(moments, factor > 1)
         played = jax.nn.one_hot(result.tones.instrument, rows.shape[0], dtype=rows.dtype)
         heard = jnp.where(result.tones.active, result.tones.amplitude, 0)
         amplitude = jnp.sum(heard[..., None] * played, axis=(0, 1))

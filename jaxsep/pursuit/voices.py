@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from jaxsep.dot import dot
 from jaxsep.tones.axes import LogAxis
 from jaxsep.tones.tones import Tones
 
@@ -22,15 +23,17 @@ __all__ = ["Path", "VoiceModel", "Voices", "best_path"]
 class VoiceModel(eqx.Module):
     """Costs of a recording's tones beyond the lifted loss L, in units of the recording's mean loss s.
 
-    `C = Σ_frames L + s Σ_frames ( λ·K + λ'·K' + γ Σ_k ln(p₀ / p_η(μ_k)) + κ/2·(begins + ends) )`
+    `C = Σ_frames L + s Σ_frames ( λ·K + λ'·K' + γ Σ_k ln(p₀ / p_η(μ_k)) + χ·X + κ/2·(begins + ends) )`
 
     for K tones in a frame, K' of them beyond what their instrument plays at a time, at positions μ_k. The
     register p_i is the density of an instrument's pitches, estimated from its tones over the recording, and
-    p₀ that of an even spread over two octaves. A tone begins or ends where its instrument has none nearby in
-    pitch in the frame before or after.
+    p₀ that of an even spread over two octaves. X counts the pairs of tones of which the one whose instrument
+    plays higher over the recording is the lower one. A tone begins or ends where its instrument has none
+    nearby in pitch in the frame before or after.
 
     Arguments:
         register: γ ≥ 0.
+        crossing: χ ≥ 0.
         change: κ ≥ 0.
         sounding: λ ≥ 0.
         ringing: λ' ≥ 0, of a note that still sounds when its instrument plays the next.
@@ -41,12 +44,13 @@ class VoiceModel(eqx.Module):
         >>> shape = (20, 1)  # [frames, tones]: an instrument that plays bin 400
         >>> values = (jnp.full(shape, x) for x in (1.0, 400.0, 1.91, 0.0))
         >>> tones = jaxsep.Tones(*values, jnp.zeros(shape, int), jnp.ones(shape, bool))
-        >>> voices = jaxsep.VoiceModel().fit(tones, 1, 1, jaxsep.LogAxis(), scale=1.0)
+        >>> voices = jaxsep.VoiceModel(crossing=0.0).fit(tones, 1, 1, jaxsep.LogAxis(), scale=1.0)
         >>> bool(voices.surprisal[0, 400] < 0 < voices.surprisal[0, 700])
         True
     """
 
     register: float | Float[Array, ""] = 0.1
+    crossing: float | Float[Array, ""] = 0.1
     change: float | Float[Array, ""] = 0.5
     sounding: float | Float[Array, ""] = 0.1
     ringing: float | Float[Array, ""] = 0.1
@@ -56,7 +60,7 @@ class VoiceModel(eqx.Module):
     @classmethod
     def free(cls) -> "VoiceModel":
         """No costs beyond the loss: every frame for itself."""
-        return cls(register=0.0, change=0.0, sounding=0.0, ringing=0.0)
+        return cls(register=0.0, crossing=0.0, change=0.0, sounding=0.0, ringing=0.0)
 
     def fit(
         self, tones: Tones, num_instruments: int, tones_per_instrument: int, axis: LogAxis, scale: float
@@ -67,7 +71,10 @@ class VoiceModel(eqx.Module):
 
 
 class Voices(eqx.Module):
-    """A `VoiceModel` for one recording: surprisal `ln(p₀ / p_i)` of every bin, and the scale s."""
+    """A `VoiceModel` for one recording: surprisal `ln(p₀ / p_i)` of every bin, and the scale s.
+
+    The usual height of an instrument is the mean position of its register.
+    """
 
     model: VoiceModel
     surprisal: Float[Array, "instruments bins"]
@@ -81,8 +88,13 @@ class Voices(eqx.Module):
         register = jnp.where(tones.active, self.surprisal[tones.instrument, place], 0)
         playing = tones.active & (tones.instrument == jnp.arange(self.surprisal.shape[0])[:, None])
         beyond = jnp.maximum(jnp.sum(playing, axis=1) - self.tones_per_instrument, 0)
+        height = self._heights()[tones.instrument]
+        pairs = tones.active[:, None] & tones.active
+        higher = height[:, None] > height + self._near()  # instruments of one register cannot cross
+        crossed = pairs & higher & (tones.fundamental[:, None] < tones.fundamental - self._near())
         costs = (
             self.model.sounding * jnp.sum(tones.active)
+            + self.model.crossing * jnp.sum(crossed)
             + self.model.ringing * jnp.sum(beyond)
             + self.model.register * jnp.sum(register)
         )
@@ -101,6 +113,10 @@ class Voices(eqx.Module):
 
     def _near(self):
         return self.model.tolerance * _semitone(self.axis)
+
+    def _heights(self):
+        density = jnp.exp(-self.surprisal)
+        return dot(density, jnp.arange(self.axis.num_bins, dtype=density.dtype)) / jnp.sum(density, axis=1)
 
 
 class Path(eqx.Module):

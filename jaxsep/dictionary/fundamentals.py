@@ -1,0 +1,42 @@
+"""Instruments that were learned an octave or a twelfth too low."""
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+__all__ = ["raised"]
+
+#: Part of an instrument's energy up to which the harmonics between the multiples of one are rounding.
+_NOTHING = 0.01
+
+
+def raised(
+    harmonics: Float[Array, "instruments harmonics"],
+) -> tuple[Float[Array, "instruments harmonics"], Int[Array, " instruments"]]:
+    """Rows in which no instrument sounds at every second or third harmonic alone, and its new fundamental.
+
+    Such an instrument is one that plays an octave or a twelfth higher, with harmonics to spare for what other
+    instruments play: its spectra can be explained even better, at fundamentals that nobody played.
+
+    Arguments:
+        harmonics: relative amplitudes.
+
+    Returns: the rows, and how many times the old fundamental is the new one.
+
+    Example:
+        >>> rows, factor = raised(jnp.array([[0.02, 1.0, 0.01, 0.5], [1.0, 0.5, 0.2, 0.1]]))
+        >>> print(rows[0].round(2), factor)
+        [1.  0.5 0.  0. ] [2 1]
+    """
+    size = harmonics.shape[1]
+    factor = jnp.ones(harmonics.shape[0], jnp.int32)
+    for multiple in (2, 2, 3):
+        number = np.arange(1, size + 1)
+        energy = harmonics**2
+        between = jnp.sum(jnp.where(number % multiple != 0, energy, 0), axis=1)
+        low = between < _NOTHING * jnp.sum(energy, axis=1)
+        place = multiple * number - 1
+        higher = jnp.where(place < size, harmonics[:, np.minimum(place, size - 1)], 0)
+        harmonics = jnp.where(low[:, None], higher, harmonics)
+        factor = jnp.where(low, multiple * factor, factor)
+    return harmonics, factor
