@@ -33,7 +33,8 @@ class DictionaryLearner(eqx.Module):
     Each call pursues a minibatch of frames with the dictionary as it is and then takes `descents` steps of
     the modified Adam on the mean loss at the tones found. Every `lifetime` calls the half of the
     candidates with the smallest average amplitude is drawn anew; the weaker of two candidates that have
-    become the same instrument counts as the smallest.
+    become the same instrument counts as the smallest. A candidate that sounds at every second or third
+    harmonic alone becomes what it is, an instrument that plays an octave or a twelfth higher (`raised`).
 
     Arguments:
         pursuit: finds the tones of each minibatch.
