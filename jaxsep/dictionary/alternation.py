@@ -234,7 +234,7 @@ class Alternation(eqx.Module):
         return eqx.tree_at(lambda s: s.cost, state, self._cost(task, state))
 
     def _learn(self, task, tones, harmonics):
-        """The dictionary that suits given tones, and the tones refined with it."""
+        """The dictionary that suits given tones, at their true pitches, and the tones refined with it."""
         rows = fit_dictionary(task.pursuit.objective, task.spectra, tones, harmonics)
         peak = np.max(np.asarray(rows), axis=1)
         peak = np.where(peak > 0, peak, 1)
