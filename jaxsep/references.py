@@ -10,7 +10,18 @@ __all__ = ["read_references", "read_stems"]
 
 
 def read_references(paths: list[Path], num_instruments: int, num_samples: int, sample_rate: int):
-    """Samples `[files, samples]` of true stems that belong to a mixture, or None without any."""
+    """True stems that belong to a mixture, averaged over channels and cut to one length.
+
+    Arguments:
+        paths: a file for each instrument, or none.
+        num_instruments: how many there are.
+        num_samples: of the mixture, to within 1 %.
+        sample_rate: of the mixture, in Hz.
+
+    Returns: samples `[files, samples]`, or None without any.
+
+    Raises: `ValueError` for another number of files, another rate, or a length that differs by more.
+    """
     if not paths:
         return None
     if len(paths) != num_instruments:
@@ -26,7 +37,12 @@ def read_references(paths: list[Path], num_instruments: int, num_samples: int, s
 
 
 def read_stems(references: list[Path], estimates: list[Path]):
-    """Samples `[files, samples]` of both lists, averaged over channels and cut to one length, and a note."""
+    """True stems and separated ones, averaged over channels and cut to one length.
+
+    Returns: samples `[files, samples]` of both lists, and a note if something was cut.
+
+    Raises: `ValueError` for lists of two lengths, several rates, or lengths more than 1 % apart.
+    """
     if len(references) != len(estimates):
         raise ValueError(
             f"--estimate: expected {len(references)} files as for --reference, got {len(estimates)}."

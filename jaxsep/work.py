@@ -1,6 +1,7 @@
 """What `jaxsep separate` does with each recording: from the file to the folder of its results.
 
-JAX is imported only when the input has been read, as in `cli`.
+Mistakes in the files of a single recording are found before JAX is imported; of several, the settings that
+their results are compared by need it.
 """
 
 from collections.abc import Callable

@@ -16,12 +16,14 @@ def raised(
     """Rows in which no instrument sounds at every second or third harmonic alone, and its new fundamental.
 
     Such an instrument is one that plays an octave or a twelfth higher, with harmonics to spare for what other
-    instruments play: its spectra can be explained even better, at fundamentals that nobody played.
+    instruments play: its spectra can be explained even better, at fundamentals that nobody played. P1 leaves
+    it there.
 
     Arguments:
-        harmonics: relative amplitudes.
+        harmonics: relative amplitudes, at least 0.
 
-    Returns: the rows, and how many times the old fundamental is the new one.
+    Returns: the rows, zero beyond the harmonics that were given, and the factor from the old fundamental to
+    the new one: 1, 2, 3, 4, 6 or 12.
 
     Example:
         >>> rows, factor = raised(jnp.array([[0.02, 1.0, 0.01, 0.5], [1.0, 0.5, 0.2, 0.1]]))
