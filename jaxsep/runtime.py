@@ -76,7 +76,7 @@ def start_jax(device: str | None, cache: Path | None, no_cache: bool) -> None:
         with suppress(OSError):
             folder.mkdir(parents=True, exist_ok=True)
             jax.config.update("jax_compilation_cache_dir", str(folder))
-            jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+            jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
 
 def check_outside(output: Path, *inputs: Path | None) -> None:

@@ -1,6 +1,9 @@
 """Separation of a short artificial duet, with a given dictionary and with a learned one."""
 
 import dataclasses
+import os
+import subprocess
+import sys
 from functools import cache
 from inspect import unwrap
 
@@ -8,7 +11,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import soundfile
 
+from jaxsep.metrics import sdr_sir_sar_gain
 from jaxsep.progress import Progress
 from jaxsep.pursuit import search
 from jaxsep.separators import spectra, stages
@@ -264,6 +269,23 @@ def test_the_same_key_gives_the_same_result():
     assert first.cost_trace == again.cost_trace
     other = separate(mixture(), RATE, 2, settings=QUICK, key=jax.random.key(1))
     assert np.any(other.dictionary.harmonics != first.dictionary.harmonics)
+
+
+@pytest.mark.slow
+def test_a_recording_is_separated_blindly(corpus, tmp_path):
+    """By the command line, in a process that optimises its programs; greedy selection has 5 and 4 dB."""
+
+    def read(name):
+        samples, rate = soundfile.read(corpus / "k487_08_clarinet_piano" / f"{name}.flac", dtype="float32")
+        return samples[: int(6.4 * rate)], rate
+
+    soundfile.write(tmp_path / "mix.wav", *read("mix"), subtype="FLOAT")
+    command = [sys.executable, "-m", "jaxsep", "separate", "mix.wav", "-n", "2", "-o", "out", "--fast"]
+    environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+    subprocess.run([*command, "--no-cache"], cwd=tmp_path, env=environment, check=True, capture_output=True)
+    found = [soundfile.read(path)[0] for path in sorted((tmp_path / "out").glob("stem*.wav"))]
+    truth = [read(name)[0] for name in ("clarinet", "piano")]
+    assert np.min(sdr_sir_sar_gain(jnp.asarray(truth), jnp.asarray(found, jnp.float32)).sdr) > 15
 
 
 class TracedError(Exception):
