@@ -198,7 +198,7 @@ def test_the_gradient_is_that_of_the_expected_loss(branches, coolest, x64):
     @jax.jit
     def estimates(keys):
         run = lambda t, key: estimator(t, harmonics, frame, key=key)
-        # One after the other: many Cholesky factors at once are spread over the threads that wait for them.
+        # One after the other: many Cholesky factors at once may block the threads that they need (README).
         one = lambda key: eqx.filter_value_and_grad(run, has_aux=True)(table, key)
         (_, rollout), gradient = jax.lax.map(one, keys)
         return jnp.mean(rollout.loss, axis=1), gradient

@@ -273,7 +273,7 @@ def test_the_same_key_gives_the_same_result():
 
 @pytest.mark.slow
 def test_a_recording_is_separated_blindly(corpus, tmp_path):
-    """By the command line, in a process that optimises its programs; greedy selection has 5 and 4 dB."""
+    """By the command line, in a process that optimises its programs; greedy selection has less than 5 dB."""
 
     def read(name):
         samples, rate = soundfile.read(corpus / "k487_08_clarinet_piano" / f"{name}.flac", dtype="float32")
