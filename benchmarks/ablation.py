@@ -26,9 +26,10 @@ from benchmarks.common import (
     split_list,
     write_json,
 )
-from jaxsep.pursuit.voices import VoiceModel
-from jaxsep.separators.pursuit import separate
-from jaxsep.separators.separation import PursuitSettings, Separation
+from jaxsep.search.voices import VoiceModel
+from jaxsep.separation.result import Separation
+from jaxsep.separation.separate import separate
+from jaxsep.separation.settings import PursuitSettings
 
 #: Settings and costs that differ from the defaults.
 VARIANTS: dict[str, tuple[dict[str, Any], dict[str, float]]] = {

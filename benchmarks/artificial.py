@@ -25,11 +25,11 @@ from benchmarks.common import (
     write_json,
 )
 from benchmarks.fidelity import pursue
-from jaxsep.dictionary.learning import DictionaryLearner, similarity
-from jaxsep.dictionary.restarts import learn_dictionaries
+from jaxsep.learning.learner import DictionaryLearner, similarity
+from jaxsep.learning.restarts import learn_dictionaries
 from jaxsep.pursuit.refinement import LevenbergMarquardt
 from jaxsep.pursuit.tone_pursuit import TonePursuit
-from jaxsep.tones.axes import LogAxis
+from jaxsep.signal.axes import LogAxis
 from jaxsep.tones.dictionary import random_instruments
 from jaxsep.tones.rendering import render_instruments
 from jaxsep.tones.tones import Tones

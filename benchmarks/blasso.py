@@ -23,18 +23,18 @@ from benchmarks.common import (
 )
 from jaxsep.audio import resample
 from jaxsep.blasso.certificate import alpha_max
-from jaxsep.blasso.measures import Spikes, synthesise
+from jaxsep.blasso.decompose import largest_spikes
+from jaxsep.blasso.lasso import BeurlingLasso
 from jaxsep.blasso.patterns import Patterns
 from jaxsep.blasso.projection import Projection
-from jaxsep.blasso.proximal import BeurlingLasso
-from jaxsep.pursuit.lifting import LiftedLoss
-from jaxsep.pursuit.peaks import PeakPursuit
-from jaxsep.separators.blasso import largest_spikes
-from jaxsep.separators.pursuit import separate
-from jaxsep.separators.separation import PursuitSettings
-from jaxsep.separators.spectra import ANALYSIS_RATE, log_spectra, resynthesise
+from jaxsep.blasso.spikes import Spikes, synthesise
+from jaxsep.pursuit.loss import LiftedLoss
+from jaxsep.separation.chunks import ANALYSIS_RATE, log_spectra, resynthesise
+from jaxsep.separation.separate import separate
+from jaxsep.separation.settings import PursuitSettings
+from jaxsep.signal.axes import LogAxis
+from jaxsep.signal.peaks import PeakPursuit
 from jaxsep.signal.stft import GaussianSTFT
-from jaxsep.tones.axes import LogAxis
 from jaxsep.tones.dictionary import NUM_HARMONICS, Dictionary
 
 PIECE = "k487_08_recorder_violin"

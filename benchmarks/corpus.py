@@ -28,8 +28,8 @@ from benchmarks.fundamentals import part_right
 from benchmarks.notes import score
 from jaxsep.audio import resample
 from jaxsep.metrics import sdr_sir_sar_gain
-from jaxsep.separators.pursuit import separate
-from jaxsep.separators.separation import PursuitSettings
+from jaxsep.separation.separate import separate
+from jaxsep.separation.settings import PursuitSettings
 from jaxsep.signal.masks import ratio_masks
 from jaxsep.signal.stft import GaussianSTFT
 

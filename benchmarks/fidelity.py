@@ -8,11 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.common import describe, environment, markdown_table, reference, write_json
-from jaxsep.pursuit.peaks import PeakPursuit
-from jaxsep.pursuit.search import deepen
 from jaxsep.pursuit.tone_pursuit import TonePursuit
+from jaxsep.search.hypotheses import deepen
+from jaxsep.signal.axes import LinearAxis, LogAxis
 from jaxsep.signal.log_frequency import log_frequency_spectrum
-from jaxsep.tones.axes import LinearAxis, LogAxis
+from jaxsep.signal.peaks import PeakPursuit
 
 SETTINGS = ("trained_tone1", "trained_tone2", "random4_tone1", "random4_tone2")
 PRECISIONS = ("float32", "float64")

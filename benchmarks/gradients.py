@@ -11,14 +11,14 @@ from jaxtyping import Array, Float
 from benchmarks.artificial import parts, random_tones
 from benchmarks.common import describe, environment, markdown_table, measure, write_json
 from jaxsep.blasso.certificate import alpha_max
+from jaxsep.blasso.lasso import BeurlingLasso
 from jaxsep.blasso.patterns import Patterns
 from jaxsep.blasso.projection import Projection
-from jaxsep.blasso.proximal import BeurlingLasso
-from jaxsep.pursuit.adjoint import Adjoint, Implicit, Unrolled
-from jaxsep.pursuit.lifting import power
+from jaxsep.numerics.adjoint import Adjoint, Implicit, Unrolled
+from jaxsep.pursuit.loss import power
 from jaxsep.pursuit.refinement import LevenbergMarquardt
 from jaxsep.pursuit.tone_pursuit import TonePursuit
-from jaxsep.tones.axes import LogAxis
+from jaxsep.signal.axes import LogAxis
 from jaxsep.tones.dictionary import NUM_HARMONICS
 
 MEBIBYTE = 2**20

@@ -32,9 +32,10 @@ from jaxsep.neural.imitation import Guide
 from jaxsep.neural.loop import train
 from jaxsep.neural.losses import PredictionLoss
 from jaxsep.neural.network import Predicted, ToneNetwork
-from jaxsep.neural.training import NeuralSettings, Trainer, train_step
-from jaxsep.separators.neural import predict_stems, spectral_peak
-from jaxsep.separators.pursuit import separate
+from jaxsep.neural.settings import NeuralSettings
+from jaxsep.neural.training import Trainer, train_step
+from jaxsep.separation.neural import predict_stems, spectral_peak
+from jaxsep.separation.separate import separate
 
 PIECES = "k487_08_recorder_violin,k487_11_flute_clarinet"
 PICTURE = ROOT / "benchmarks" / "pictures" / "neural_learning.png"

@@ -20,9 +20,9 @@ from benchmarks.common import (
     write_json,
 )
 from jaxsep.metrics import sdr_sir_sar_gain
-from jaxsep.report.notes import Note, find_notes
-from jaxsep.separators.pursuit import separate
-from jaxsep.separators.separation import PursuitSettings
+from jaxsep.notes.notes import Note, find_notes
+from jaxsep.separation.separate import separate
+from jaxsep.separation.settings import PursuitSettings
 
 #: A note is found if its onset is as near in seconds and its pitch in cents.
 ONSET_TOLERANCE, PITCH_TOLERANCE = 0.05, 50.0

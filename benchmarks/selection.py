@@ -23,10 +23,10 @@ from benchmarks.common import (
     scores,
     write_json,
 )
-from jaxsep.dictionary.learning import similarity
-from jaxsep.pursuit.search import parallel_map
-from jaxsep.separators.pursuit import separate
-from jaxsep.separators.separation import PursuitSettings
+from jaxsep.learning.learner import similarity
+from jaxsep.numerics.devices import parallel_map
+from jaxsep.separation.separate import separate
+from jaxsep.separation.settings import PursuitSettings
 
 PIECES = "k487_08_recorder_violin,k487_01_trumpet_cello,k487_11_flute_clarinet"
 CRITERIA = ("restart_loss", "loss", "cost")

@@ -15,8 +15,8 @@ from benchmarks.common import (
     scores,
     write_json,
 )
-from jaxsep.separators.pursuit import separate
-from jaxsep.separators.separation import PursuitSettings
+from jaxsep.separation.separate import separate
+from jaxsep.separation.settings import PursuitSettings
 
 #: Settings that are compared: the defaults, and one of them at a time as in P1.
 VARIANTS: dict[str, dict[str, Any]] = {

@@ -24,15 +24,16 @@ from benchmarks.common import (
     write_json,
 )
 from benchmarks.fidelity import LINEAR_AXIS, pursue
-from jaxsep.dictionary.learning import DictionaryLearner
-from jaxsep.pursuit.peaks import PeakPursuit
+from jaxsep.learning.learner import DictionaryLearner
 from jaxsep.pursuit.refinement import LevenbergMarquardt
 from jaxsep.pursuit.tone_pursuit import TonePursuit
+from jaxsep.signal.axes import LogAxis
+from jaxsep.signal.gaussians import SINUSOID_WIDTH
 from jaxsep.signal.log_frequency import log_frequency_spectrogram
+from jaxsep.signal.peaks import PeakPursuit
 from jaxsep.signal.stft import GaussianSTFT
-from jaxsep.tones.axes import LogAxis
 from jaxsep.tones.rendering import render
-from jaxsep.tones.tones import SINUSOID_WIDTH, Tones
+from jaxsep.tones.tones import Tones
 
 SINGLE_THREAD = {
     "JAX_PLATFORMS": "cpu",

@@ -11,17 +11,18 @@ from jaxtyping import Array, Float
 
 from benchmarks.artificial import random_tones
 from jaxsep.blasso.certificate import alpha_max
+from jaxsep.blasso.lasso import BeurlingLasso
 from jaxsep.blasso.patterns import Patterns
-from jaxsep.blasso.proximal import BeurlingLasso
-from jaxsep.dictionary.learning import DictionaryLearner
-from jaxsep.neural.training import NeuralSettings, Trainer
-from jaxsep.pursuit.lifting import LiftedLoss, power
-from jaxsep.pursuit.peaks import PeakPursuit
+from jaxsep.learning.learner import DictionaryLearner
+from jaxsep.neural.settings import NeuralSettings
+from jaxsep.neural.training import Trainer
+from jaxsep.pursuit.loss import LiftedLoss, power
 from jaxsep.pursuit.refinement import LevenbergMarquardt, refine
 from jaxsep.pursuit.tone_pursuit import TonePursuit
+from jaxsep.signal.axes import LinearAxis, LogAxis
 from jaxsep.signal.log_frequency import log_frequency_spectrogram
+from jaxsep.signal.peaks import PeakPursuit
 from jaxsep.signal.stft import GaussianSTFT
-from jaxsep.tones.axes import LinearAxis, LogAxis
 from jaxsep.tones.dictionary import NUM_HARMONICS
 from jaxsep.tones.rendering import render
 

@@ -32,10 +32,10 @@ from benchmarks.gradients import MEBIBYTE, temporary
 from benchmarks.machine import Limits, bound, measure_limits
 from benchmarks.stages import Stage
 from jaxsep.audio import demo_recording
-from jaxsep.devices import over_frames
+from jaxsep.numerics.devices import over_frames
 from jaxsep.pursuit.tone_pursuit import TonePursuit
-from jaxsep.separators.pursuit import separate
-from jaxsep.separators.separation import PursuitSettings
+from jaxsep.separation.separate import separate
+from jaxsep.separation.settings import PursuitSettings
 
 __all__ = ["compare", "run"]
 

@@ -14,7 +14,7 @@ from benchmarks.common import (
     markdown_table,
     write_json,
 )
-from jaxsep.separators.separation import PursuitSettings
+from jaxsep.separation.settings import PursuitSettings
 
 PICTURE = ROOT / "benchmarks" / "pictures" / "tradeoff.png"
 #: An easy piece, one in which instruments sound alike, and one that is hard to search.

@@ -19,7 +19,7 @@ from benchmarks.common import (
 )
 from jaxsep.audio import resample
 from jaxsep.metrics import best_permutation, si_sdr
-from jaxsep.separators.spectra import ANALYSIS_RATE
+from jaxsep.separation.chunks import ANALYSIS_RATE
 
 
 def main(

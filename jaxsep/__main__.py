@@ -2,7 +2,7 @@
 
 import sys
 
-from jaxsep.cli import main
+from jaxsep.cli.app import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -3,14 +3,9 @@
 import importlib.resources
 import json
 import os
-import shutil
-import signal
 import struct
-import threading
-import uuid
-from contextlib import suppress
 from pathlib import Path
-from types import FrameType, TracebackType
+from types import TracebackType
 from typing import BinaryIO
 
 import numpy as np
@@ -18,6 +13,8 @@ import soundfile
 import soxr
 from jaxtyping import Float, Float32
 from numpy.typing import ArrayLike
+
+from jaxsep.files import AudioError, _hidden_sibling, _reason
 
 _Mono = Float32[np.ndarray, " samples"]
 
@@ -27,19 +24,6 @@ _CHUNKED = {b"RIFF": ("<I", b"data"), b"RIFX": (">I", b"data"), b"FORM": (">I", 
 _UNKNOWN_LENGTH = 0x7FFFF000
 _DEFAULT_SUBTYPE = {"WAV": "FLOAT", "FLAC": "PCM_24"}
 _FLOATING_SUBTYPES = ("FLOAT", "DOUBLE")
-
-
-class AudioError(ValueError):
-    """A recording or an output place that cannot be used; the message is one sentence for the user.
-
-    **Example**
-
-    >>> try:
-    ...     jaxsep.read_audio("missing.wav")
-    ... except jaxsep.AudioError as error:
-    ...     print(error)
-    missing.wav does not exist.
-    """
 
 
 def read_audio(
@@ -177,89 +161,80 @@ def write_audio(
         draft.unlink(missing_ok=True)
 
 
-class OutputFolder:
-    """Context manager for a folder of results that appears whole or not at all.
-
-    The block writes into a hidden folder beside the final one, which takes the final name when the block ends
-    and is removed when the block raises (`KeyboardInterrupt` and termination by SIGTERM included).
+class Recording:
+    """Context manager for an open recording, of which pieces can be read in any order.
 
     **Arguments**
 
-    - `path`: the final folder; missing parents are created.
-    - `force`: replace an existing folder, with all it contains, and only once the new one is complete.
+    - `path`: the file, of a kind that `read_audio` reads.
 
-    **Raises** `AudioError`, one sentence, on entry: if the path is a file, a folder with content (without
-    `force`) or a folder around the working or home folder, or if nothing can be written there. If the
-    finished folder cannot take its name, the sentence says where the results are.
-
-    **Example**
-
-    >>> with jaxsep.OutputFolder("separated") as folder:
-    ...     jaxsep.write_audio(folder / "stem-1.wav", np.zeros(480), 48_000)
-    >>> jaxsep.read_audio("separated/stem-1.wav", allow_silence=True)[0].shape
-    (1, 480)
+    **Raises** `AudioError`, one sentence naming the file, if it is missing, empty, truncated or not audio.
     """
 
-    def __init__(self, path: str | os.PathLike, *, force: bool = False):
-        self.path = Path(path).resolve()
-        self.force = force
+    def __init__(self, path: str | os.PathLike):
+        self.path = Path(path)
+        self._file = open_audio(self.path)
+        self.sample_rate: int = self._file.samplerate
+        self.num_samples: int = self._file.frames
+        self.num_channels: int = self._file.channels
 
-    def __enter__(self) -> Path:
-        self._draft = _hidden_sibling(self.path)
-        parents: list[Path] = []
-        try:
-            self._check_free()
-            parents = [parent for parent in self.path.parents if not parent.exists()]
-            self._draft.mkdir(parents=True)
-        except OSError as error:
-            _remove_empty(parents)
-            raise AudioError(f"The folder {self.path} cannot be written: {_reason(error)}.") from error
-        self._new_parents = parents
-        self._catches_sigterm = _catch_sigterm()
-        return self._draft
+    def __enter__(self) -> "Recording":
+        return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        try:
-            if kind is None:
-                self._publish()
-            else:
-                shutil.rmtree(self._draft, ignore_errors=True)
-                _remove_empty(self._new_parents)
-        finally:
-            if self._catches_sigterm:
-                signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        self._file.close()
 
-    def _check_free(self) -> None:
-        """Refuse a place that is taken, and one whose replacement would take the user's files with it."""
-        home = Path(os.path.expanduser("~")).resolve()
-        if any(place.is_relative_to(self.path) for place in (Path.cwd(), home)):
-            raise AudioError(f"{self.path} is or contains the working or home folder; name another folder.")
-        if self.path.is_dir():
-            if not self.force and any(self.path.iterdir()):
+    @property
+    def duration(self) -> float:
+        """In seconds."""
+        return self.num_samples / self.sample_rate
+
+    def read(self, start: int, stop: int) -> Float32[np.ndarray, "channels samples"]:
+        """The samples from second `start` to second `stop`, with zeros before the begin and after the end."""
+        first, last = start * self.sample_rate, stop * self.sample_rate
+        out = np.zeros((last - first, self.num_channels), np.float32)
+        inside = max(first, 0), min(last, self.num_samples)
+        if inside[0] < inside[1]:
+            try:
+                self._file.seek(inside[0])
+                got = self._file.read(inside[1] - inside[0], dtype="float32", always_2d=True)
+            except soundfile.SoundFileError as error:
                 raise AudioError(
-                    f"The folder {self.path} is not empty; name another or force its replacement."
+                    f"{self.path} is truncated or damaged: its samples cannot be decoded."
+                ) from error
+            if len(got) < inside[1] - inside[0]:
+                raise AudioError(
+                    f"{self.path} is truncated: its header promises {self.num_samples} samples per channel, "
+                    f"and only {inside[0] + len(got)} are there."
                 )
-        elif self.path.exists():
-            raise AudioError(f"{self.path} is a file; name a folder for the results.")
+            out[inside[0] - first : inside[1] - first] = got
+        return out.T
 
-    def _publish(self) -> None:
-        """Give the draft its final name, or say where it is: it may have taken hours."""
-        retired = _hidden_sibling(self.path)
-        try:
-            if self.force and self.path.is_dir():
-                self.path.rename(retired)
-            with suppress(OSError):  # an empty folder makes way; not every system's rename replaces it
-                self.path.rmdir()
-            self._draft.rename(self.path)
-        except OSError as error:
-            with suppress(OSError):
-                retired.rename(self.path)
+    def energies(self) -> Float[np.ndarray, " seconds"]:
+        """Energy of every second, the last one perhaps shorter; reads the whole file.
+
+        Raises: `AudioError`, one sentence, for less than 2 samples, NaN or infinite samples, exact silence,
+        and a file that ends before it should.
+        """
+        if self.num_samples < 2:
             raise AudioError(
-                f"{self.path} cannot be written: {_reason(error)}; the results are in {self._draft}."
-            ) from error
-        shutil.rmtree(retired, ignore_errors=True)
+                f"{self.path} holds {self.num_samples} samples per channel, expected at least 2."
+            )
+        seconds = range(-(-self.num_samples // self.sample_rate))
+        energies = np.array([np.sum(np.square(self.read(n, n + 1), dtype=np.float64)) for n in seconds])
+        if not np.all(np.isfinite(energies)):
+            first = int(np.argmin(np.isfinite(energies)))
+            raise AudioError(
+                f"{self.path} holds NaN or infinite values (the first in second {first}), "
+                "expected finite numbers."
+            )
+        if not energies.any():
+            raise AudioError(
+                f"{self.path} holds silence (every sample is exactly 0), expected a recording with sound."
+            )
+        return energies
 
 
 def demo_recording() -> tuple[_Mono, dict[str, _Mono], int]:
@@ -381,35 +356,3 @@ def _file_format(path: Path, subtype: str | None) -> tuple[str, str]:
     if not soundfile.check_format(kind, subtype):
         raise AudioError(f"{path} cannot hold samples of the format {subtype}.")
     return kind, subtype
-
-
-def _hidden_sibling(path: Path) -> Path:
-    """A new name in the same folder, hence on the same file system, from which renaming is atomic."""
-    return path.parent / f".jaxsep-{uuid.uuid4().hex}"
-
-
-def _remove_empty(folders: list[Path]) -> None:
-    """Remove nested folders, the innermost first, up to the first that holds something."""
-    with suppress(OSError):
-        for folder in folders:
-            folder.rmdir()
-
-
-def _catch_sigterm() -> bool:
-    """Turn SIGTERM into `SystemExit`, so that `with` blocks clean up, unless the program handles it."""
-    if threading.current_thread() is not threading.main_thread():
-        return False  # only the main thread may set handlers
-    if signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
-        return False
-    signal.signal(signal.SIGTERM, _exit_on_signal)
-    return True
-
-
-def _exit_on_signal(number: int, frame: FrameType | None) -> None:
-    raise SystemExit(128 + number)
-
-
-def _reason(error: Exception) -> str:
-    """The cause in words, without the path and number that an OSError adds."""
-    words = getattr(error, "strerror", None) or getattr(error, "error_string", None) or str(error)
-    return words.rstrip(". ")

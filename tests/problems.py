@@ -11,9 +11,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxsep.blasso.measures import Spikes
-from jaxsep.tones.axes import LogAxis
-from jaxsep.tones.tones import MAX_INHARMONICITY, SINUSOID_WIDTH, Tones
+from jaxsep.blasso.spikes import Spikes
+from jaxsep.signal.axes import LogAxis
+from jaxsep.signal.gaussians import SINUSOID_WIDTH
+from jaxsep.tones.tones import MAX_INHARMONICITY, Tones
 
 #: Half as many bins as usual; neighbours among 8 harmonics are still 10 bins apart.
 AXIS = LogAxis(num_bins=512)

@@ -13,15 +13,8 @@ import numpy as np
 import pytest
 import soundfile
 
-from jaxsep.audio import (
-    AudioError,
-    OutputFolder,
-    check_samples,
-    demo_recording,
-    read_audio,
-    resample,
-    write_audio,
-)
+from jaxsep.audio import check_samples, demo_recording, read_audio, resample, write_audio
+from jaxsep.files import AudioError, OutputFolder
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 DEMO_FOLDER = REPOSITORY / "jaxsep" / "data" / "demo"

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxsep.tones.axes import LinearAxis, LogAxis
+from jaxsep.signal.axes import LinearAxis, LogAxis
 
 AXES = [LinearAxis(6144, 48_000 / 12_288), LogAxis(), LogAxis(num_bins=300, f_min=55.0, f_max=7040.0)]
 

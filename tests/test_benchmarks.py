@@ -15,9 +15,9 @@ from typer.testing import CliRunner
 from benchmarks import ablation, common, notes, selection, speed
 from benchmarks.artificial import cosine, make_learner, random_tones, seen_frames
 from benchmarks.corpus import oracle_stems
-from jaxsep.pursuit.voices import VoiceModel
-from jaxsep.report.notes import Note
-from jaxsep.separators.separation import PursuitSettings
+from jaxsep.notes.notes import Note
+from jaxsep.search.voices import VoiceModel
+from jaxsep.separation.settings import PursuitSettings
 from jaxsep.tones.tones import Tones
 
 RATE = 16_000

@@ -11,10 +11,10 @@ import scipy.optimize
 from problems import DICTIONARY, PROBLEMS, in_one_size
 
 from jaxsep.blasso.certificate import alpha_max
-from jaxsep.blasso.measures import Spikes, synthesise
+from jaxsep.blasso.lasso import BeurlingLasso
 from jaxsep.blasso.patterns import Patterns
 from jaxsep.blasso.projection import Projection, ProjectionOutcome
-from jaxsep.blasso.proximal import BeurlingLasso
+from jaxsep.blasso.spikes import Spikes, synthesise
 from jaxsep.blasso.support import spikes_as_tones, support
 
 BINS = 128

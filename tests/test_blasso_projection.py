@@ -12,10 +12,10 @@ import scipy.optimize
 from marks import DOUBLE_IS_SLOW
 from problems import in_one_size
 
-from jaxsep.blasso.measures import Spikes, synthesise
+from jaxsep.blasso.lasso import BeurlingLasso
 from jaxsep.blasso.patterns import Patterns
 from jaxsep.blasso.projection import Projection, ProjectionOutcome
-from jaxsep.blasso.proximal import BeurlingLasso
+from jaxsep.blasso.spikes import Spikes, synthesise
 
 BINS = 40
 WIDTHS = (1.6, 2.1)

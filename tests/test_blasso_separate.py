@@ -8,8 +8,8 @@ import pytest
 from test_cli import contents, quick, run, workplace  # noqa: F401 (fixtures)
 from test_separate import MELODIES, RATE, Listener, assert_sum, mixture, true_dictionary, worst_ratio
 
-from jaxsep.separators.pursuit import separate
-from jaxsep.separators.separation import PursuitSettings
+from jaxsep.separation.separate import separate
+from jaxsep.separation.settings import PursuitSettings
 
 SETTINGS = PursuitSettings(method="blasso")
 

@@ -19,11 +19,14 @@ import soundfile
 from rich.console import Console
 from test_report import RATE, sinusoid, synthetic_separation
 
-from jaxsep import cli, runtime
-from jaxsep.report.tables import TONE_COLUMNS, evaluation_document
-from jaxsep.separators import pursuit, stages
-from jaxsep.separators.separation import PursuitSettings, Separation
-from jaxsep.terminal import TerminalProgress
+from jaxsep.cli import app as cli
+from jaxsep.cli import process as runtime
+from jaxsep.cli.terminal import TerminalProgress
+from jaxsep.results.document import TONE_COLUMNS, evaluation_document
+from jaxsep.separation import separate as pursuit
+from jaxsep.separation import stages
+from jaxsep.separation.result import Separation
+from jaxsep.separation.settings import PursuitSettings
 from jaxsep.tones.dictionary import Dictionary
 
 
@@ -195,7 +198,7 @@ class TestSeparate:
 
         run("separate", "mix.wav", "-n", 2, "-o", "out", "--no-cache")
         before = contents(workplace)
-        monkeypatch.setattr("jaxsep.report.results.write_tones", fail)
+        monkeypatch.setattr("jaxsep.results.write.write_tones", fail)
         result = run("separate", "mix.wav", "-n", 2, "-o", "out", "--force", "--no-cache")
         assert (result[0], result[2].splitlines()[-1]) == (2, "jaxsep: No space left on device")
         assert contents(workplace) == before
@@ -612,7 +615,7 @@ class TestOthers:
 class TestImports:
     def test_help_and_mistakes_do_not_wait_for_jax(self, tmp_path):
         code = (
-            "import sys; from jaxsep.cli import main\n"
+            "import sys; from jaxsep.cli.app import main\n"
             "codes = [main(['separate', '--help']), main(['separate', 'no.wav', '-n', '2', '-o', 'out'])]\n"
             "print(codes, sorted({'jax', 'matplotlib', 'equinox'} & set(sys.modules)))"
         )
@@ -654,9 +657,9 @@ def test_a_page_holds_no_long_recording(workplace):
 
 #: A separation that waits for its end, in a thread as the library does.
 WAITING = """
-import signal, sys, time, jaxsep.separators.pursuit as pursuit
+import signal, sys, time, jaxsep.separation.separate as pursuit
 from concurrent.futures import ThreadPoolExecutor
-from jaxsep.cli import main
+from jaxsep.cli.app import main
 signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored if this run is in the background
 def separate(*args, progress, **options):
     def work(_):
@@ -818,7 +821,7 @@ class TestManyRecordings:
         code = (
             "import os, signal, sys; sys.path[:0] = sys.argv[1].split(os.pathsep)\n"
             "from test_report import synthetic_separation\n"
-            "from jaxsep import cli; from jaxsep.separators import pursuit\n"
+            "from jaxsep.cli import app as cli; from jaxsep.separation import separate as pursuit\n"
             "calls = []\n"
             "def separate(*arguments, **options):\n"
             "    calls.append(1)\n"

@@ -8,11 +8,11 @@ import pytest
 from jax import export
 from problems import AXIS, DICTIONARY, duets, render_notes
 
+from jaxsep.blasso.lasso import BeurlingLasso
 from jaxsep.blasso.patterns import Patterns
-from jaxsep.blasso.proximal import BeurlingLasso
-from jaxsep.pursuit.lifting import LiftedLoss
+from jaxsep.pursuit.loss import LiftedLoss
 from jaxsep.pursuit.tone_pursuit import TonePursuit
-from jaxsep.separators.separator import PursuitSeparator
+from jaxsep.separation.chain import PursuitSeparator
 from jaxsep.signal.stft import GaussianSTFT
 
 PURSUIT = TonePursuit(LiftedLoss(AXIS))

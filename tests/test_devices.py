@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 from problems import AXIS, DICTIONARY, duets, render_notes
 
-from jaxsep.devices import over_frames, parallel_map
-from jaxsep.dictionary.learning import DictionaryLearner
-from jaxsep.pursuit.lifting import LiftedLoss
+from jaxsep.learning.learner import DictionaryLearner
+from jaxsep.numerics.devices import over_frames, parallel_map
+from jaxsep.pursuit.loss import LiftedLoss
 from jaxsep.pursuit.tone_pursuit import TonePursuit
 
 PURSUIT = TonePursuit(LiftedLoss(AXIS))

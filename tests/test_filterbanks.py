@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 from jax.test_util import check_grads
 
-from jaxsep.signal.constant_q import constant_q_spectrogram
-from jaxsep.signal.mel import log_frequencies, mel_spectrogram
+from jaxsep.signal.filterbanks import constant_q_spectrogram, log_frequencies, mel_spectrogram
 from jaxsep.signal.stft import GaussianSTFT
 
 SINUSOID_STD = 6 / np.pi

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 from problems import AXIS, DICTIONARY, Note, duets, pack_notes, render_notes
 
-from jaxsep.dictionary import fit
-from jaxsep.dictionary.fit import fit_dictionary, fit_timbre
-from jaxsep.dictionary.learning import mean_loss
-from jaxsep.pursuit import lifting
-from jaxsep.pursuit.lifting import LiftedLoss
+from jaxsep.learning import fit
+from jaxsep.learning.fit import fit_dictionary, fit_timbre
+from jaxsep.learning.learner import mean_loss
+from jaxsep.pursuit import loss as lifting
+from jaxsep.pursuit.loss import LiftedLoss
 from jaxsep.pursuit.refinement import pack
-from jaxsep.tones.timbre import Timbre
+from jaxsep.tones.dictionary import Timbre
 
 OBJECTIVE = LiftedLoss(AXIS)
 FRAMES = duets(21, seed=5)

@@ -11,21 +11,22 @@ from jax.flatten_util import ravel_pytree
 from problems import AXIS, DICTIONARY, Note, duets, pack_notes, render_notes
 
 from jaxsep.blasso.certificate import alpha_max
-from jaxsep.blasso.measures import SpikeFit
+from jaxsep.blasso.lasso import BeurlingLasso
 from jaxsep.blasso.patterns import Patterns
 from jaxsep.blasso.projection import Projection
-from jaxsep.blasso.proximal import BeurlingLasso
+from jaxsep.blasso.spikes import SpikeFit
 from jaxsep.blasso.support import support
-from jaxsep.pursuit.adjoint import Implicit, Problem, Unrolled
-from jaxsep.pursuit.lifting import LiftedLoss, power
-from jaxsep.pursuit.peaks import PeakPursuit
+from jaxsep.numerics.adjoint import Implicit, Problem, Unrolled
+from jaxsep.pursuit.loss import LiftedLoss, power
 from jaxsep.pursuit.refinement import LevenbergMarquardt, refine
 from jaxsep.pursuit.tone_pursuit import TonePursuit
-from jaxsep.separators.separator import PursuitSeparator
+from jaxsep.separation.chain import PursuitSeparator
+from jaxsep.signal.axes import LogAxis
+from jaxsep.signal.gaussians import width_bounds
+from jaxsep.signal.peaks import PeakPursuit
 from jaxsep.signal.stft import GaussianSTFT
-from jaxsep.tones.axes import LogAxis
 from jaxsep.tones.rendering import render
-from jaxsep.tones.tones import MAX_INHARMONICITY, Tones, width_bounds
+from jaxsep.tones.tones import MAX_INHARMONICITY, Tones
 
 OBJECTIVE = LiftedLoss(AXIS)
 PRECISE = LevenbergMarquardt(1e-13)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxsep.pursuit.lanes import default_lanes, map_lanes, queue, run_lanes
+from jaxsep.numerics.lanes import default_lanes, map_lanes, queue, run_lanes
 
 #: How many steps each problem takes.
 LENGTHS = np.array([3, 1, 20, 1, 7, 2, 1, 5, 4, 1])

@@ -10,13 +10,13 @@ import pytest
 from problems import AXIS, DICTIONARY, duets, pack_notes, render_notes
 
 from benchmarks import scipy_baseline as baseline
-from jaxsep.dictionary import learning
-from jaxsep.dictionary.adam import instrument_adam, reset_instruments
-from jaxsep.dictionary.fundamentals import raised
-from jaxsep.dictionary.learning import DictionaryLearner, LearnerState, mean_loss, similarity
-from jaxsep.dictionary.restarts import learn_dictionaries
+from jaxsep.learning import learner as learning
+from jaxsep.learning.adam import instrument_adam, reset_instruments
+from jaxsep.learning.learner import DictionaryLearner, LearnerState, mean_loss, similarity
+from jaxsep.learning.octaves import raised
+from jaxsep.learning.restarts import learn_dictionaries
 from jaxsep.progress import Progress
-from jaxsep.pursuit.lifting import LiftedLoss
+from jaxsep.pursuit.loss import LiftedLoss
 from jaxsep.pursuit.refinement import LevenbergMarquardt
 from jaxsep.pursuit.tone_pursuit import TonePursuit
 from jaxsep.tones.dictionary import random_instruments

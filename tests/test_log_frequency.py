@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from benchmarks import scipy_baseline as baseline
-from jaxsep.pursuit.lanes import map_frames
-from jaxsep.pursuit.peaks import PeakPursuit, Peaks
+from jaxsep.numerics.lanes import map_frames
+from jaxsep.signal.axes import LinearAxis, LogAxis
+from jaxsep.signal.gaussians import SINUSOID_WIDTH
 from jaxsep.signal.log_frequency import log_frequency_spectrogram, log_frequency_spectrum
-from jaxsep.tones.axes import LinearAxis, LogAxis
-from jaxsep.tones.tones import SINUSOID_WIDTH
+from jaxsep.signal.peaks import PeakPursuit, Peaks
 
 REFERENCE = Path(__file__).resolve().parents[1] / ".." / "shared" / "reference"
 LINEAR, LOG = LinearAxis(6144, 48_000 / 12_288), LogAxis()

@@ -16,7 +16,7 @@ from jaxsep.neural.losses import PredictionLoss
 from jaxsep.neural.policy import FEATURES, Choice, Policy
 from jaxsep.neural.prediction import predict
 from jaxsep.neural.training import Trainer, train_step
-from jaxsep.tones.axes import LinearAxis
+from jaxsep.signal.axes import LinearAxis
 from jaxsep.tones.tones import Tones
 
 AXIS = LinearAxis(96, 10.0)

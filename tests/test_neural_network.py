@@ -13,7 +13,7 @@ from jaxsep.neural.partials import RIDGE, Partials, fit_harmonics, safe_abs, saf
 from jaxsep.neural.policy import Choice, Policy
 from jaxsep.neural.prediction import predict
 from jaxsep.neural.unet import Convolution, TransposedConvolution, UNet
-from jaxsep.tones.axes import LinearAxis
+from jaxsep.signal.axes import LinearAxis
 
 AXIS = LinearAxis(96, 25.0)
 

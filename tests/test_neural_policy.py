@@ -14,7 +14,7 @@ from jaxsep.neural.estimator import Estimator, dictionary_pull
 from jaxsep.neural.losses import PredictionLoss
 from jaxsep.neural.network import PolicyNetwork, Predicted, render_tone
 from jaxsep.neural.policy import Choice, Policy
-from jaxsep.tones.axes import LinearAxis
+from jaxsep.signal.axes import LinearAxis
 
 BINS, INSTRUMENTS = 6, 2
 AXIS = LinearAxis(BINS, 50.0)

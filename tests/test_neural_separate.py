@@ -15,10 +15,11 @@ from test_separate import RATE, Listener, duet
 from jaxsep.audio import resample
 from jaxsep.neural import loop
 from jaxsep.neural.prediction import predict
-from jaxsep.neural.training import NeuralSettings, Trainer
-from jaxsep.report.folder import read_results
-from jaxsep.separators import neural
-from jaxsep.separators.neural import predict_stems, separate_neural, spectral_peak
+from jaxsep.neural.settings import NeuralSettings
+from jaxsep.neural.training import Trainer
+from jaxsep.results.read import read_results
+from jaxsep.separation import neural
+from jaxsep.separation.neural import predict_stems, separate_neural, spectral_peak
 from jaxsep.tones.dictionary import Dictionary
 
 TINY = NeuralSettings(

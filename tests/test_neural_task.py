@@ -9,9 +9,10 @@ import pytest
 from jaxsep.neural.partials import Partials
 from jaxsep.neural.policy import Choice
 from jaxsep.neural.prediction import predict
-from jaxsep.neural.training import NeuralSettings, Trainer
+from jaxsep.neural.settings import NeuralSettings
+from jaxsep.neural.training import Trainer
+from jaxsep.signal.gaussians import SINUSOID_WIDTH
 from jaxsep.tones.dictionary import random_instruments
-from jaxsep.tones.tones import SINUSOID_WIDTH
 
 NUM_HARMONICS, LOWEST, HIGHEST = 8, 8, 32
 SETTINGS = NeuralSettings(

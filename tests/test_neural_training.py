@@ -9,11 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxsep.dictionary.adam import instrument_adamax
+from jaxsep.learning.adam import instrument_adamax
 from jaxsep.neural import loop
 from jaxsep.neural.checkpoint import load_checkpoint, save_checkpoint
 from jaxsep.neural.loop import train
-from jaxsep.neural.training import NeuralSettings, StepReport, Trainer, train_step
+from jaxsep.neural.settings import NeuralSettings
+from jaxsep.neural.training import StepReport, Trainer, train_step
 
 TINY = NeuralSettings(
     rate=4000, window_std=16, hop=32, strides=(4, 4, 3), widths=(6, 8, 8), batch=4, branches=2, steps=6

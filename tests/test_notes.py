@@ -13,7 +13,7 @@ import mido
 import numpy as np
 import pytest
 
-from jaxsep.report.exports import (
+from jaxsep.notes.formats import (
     NOTE_COLUMNS,
     write_labels,
     write_layer,
@@ -21,7 +21,7 @@ from jaxsep.report.exports import (
     write_note_files,
     write_notes,
 )
-from jaxsep.report.notes import Note, NoteRule, find_notes, note_name, to_midi
+from jaxsep.notes.notes import Note, NoteRule, find_notes, note_name, to_midi
 from jaxsep.tones.dictionary import Dictionary
 from jaxsep.tones.tones import Tones
 
@@ -332,8 +332,8 @@ def test_notes_of_recorded_tones_match_the_score(corpus):
     from mir_eval.transcription import precision_recall_f1_overlap
 
     from jaxsep.audio import read_audio
-    from jaxsep.separators.pursuit import separate
-    from jaxsep.separators.separation import PursuitSettings
+    from jaxsep.separation.separate import separate
+    from jaxsep.separation.settings import PursuitSettings
 
     folder = corpus / "k487_08_recorder_violin"
     samples, rate = read_audio(folder / "recorder.flac")

@@ -12,9 +12,11 @@ from PIL import Image
 from test_report import RATE, sinusoid, synthetic_separation
 
 from jaxsep.report import page
-from jaxsep.report.folder import read_results, write_tracks
-from jaxsep.report.tables import evaluation_document, separation_document, to_json, write_tones
-from jaxsep.separators.separation import PursuitSettings, Separation
+from jaxsep.results.document import evaluation_document, separation_document, to_json, write_tones
+from jaxsep.results.read import read_results
+from jaxsep.results.write import write_tracks
+from jaxsep.separation.result import Separation
+from jaxsep.separation.settings import PursuitSettings
 
 #: Longer than any test plays, even on a slow machine.
 SECONDS = 12

@@ -8,10 +8,10 @@ from test_report import synthetic_separation
 from test_separate import mixture, true_dictionary
 
 import jaxsep
-from jaxsep.recording import Recording
-from jaxsep.report.folder import read_results
-from jaxsep.report.results import write_parts
-from jaxsep.separators.parts import _loudest
+from jaxsep.audio import Recording
+from jaxsep.results.read import read_results
+from jaxsep.results.write import write_parts
+from jaxsep.separation.parts import _loudest
 
 RATE = 22050
 GREEDY = jaxsep.PursuitSettings(restarts=1, steps=2, batch=8, search="greedy")

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 
 from benchmarks import scipy_baseline as baseline
-from jaxsep.pursuit import banded
-from jaxsep.pursuit import peaks as peaks_module
-from jaxsep.pursuit.lanes import map_frames
-from jaxsep.pursuit.peaks import PeakOutcome, PeakPursuit, Peaks, render_peaks
-from jaxsep.tones.axes import LinearAxis
-from jaxsep.tones.tones import width_bounds
+from jaxsep.numerics.lanes import map_frames
+from jaxsep.signal import peak_fit as banded
+from jaxsep.signal import peaks as peaks_module
+from jaxsep.signal.axes import LinearAxis
+from jaxsep.signal.gaussians import width_bounds
+from jaxsep.signal.peaks import PeakOutcome, PeakPursuit, Peaks, render_peaks
 
 REFERENCE = Path(__file__).resolve().parents[1] / ".." / "shared" / "reference"
 NUM_FRAMES, NUM_BINS = 5, 300

@@ -10,11 +10,12 @@ import pytest
 from problems import AXIS, DICTIONARY, Note, duets, pack_notes, render_notes
 
 from benchmarks import scipy_baseline as baseline
-from jaxsep.pursuit import lifting
-from jaxsep.pursuit.lifting import LiftedLoss, power
+from jaxsep.pursuit import loss as lifting
+from jaxsep.pursuit.loss import LiftedLoss, power
 from jaxsep.pursuit.refinement import LevenbergMarquardt, pack, prune, refine, unpack
+from jaxsep.signal.gaussians import SINUSOID_WIDTH, width_bounds
 from jaxsep.tones.rendering import render
-from jaxsep.tones.tones import MAX_INHARMONICITY, SINUSOID_WIDTH, Tones, width_bounds
+from jaxsep.tones.tones import MAX_INHARMONICITY, Tones
 
 OBJECTIVE = LiftedLoss(AXIS)
 NUM_FRAMES = 24

@@ -11,15 +11,10 @@ import pytest
 from problems import AXIS, DICTIONARY, PROBLEMS
 
 from benchmarks import scipy_baseline as baseline
-from jaxsep.tones.axes import LinearAxis, LogAxis
-from jaxsep.tones.rendering import (
-    _platform_method,
-    add_windows,
-    render,
-    render_instruments,
-    window_offsets,
-)
-from jaxsep.tones.tones import SINUSOID_WIDTH, Tones, width_bounds
+from jaxsep.signal.axes import LinearAxis, LogAxis
+from jaxsep.signal.gaussians import SINUSOID_WIDTH, add_windows, width_bounds, window_offsets
+from jaxsep.tones.rendering import _platform_method, render, render_instruments
+from jaxsep.tones.tones import Tones
 
 LOG = LogAxis(256)
 LINEAR = LinearAxis(256, 10.0)

@@ -15,17 +15,18 @@ from matplotlib.figure import Figure
 
 from jaxsep.metrics import sdr_sir_sar_filter, sdr_sir_sar_gain, si_sdr
 from jaxsep.report import plots, spectrograms
-from jaxsep.report.tables import (
+from jaxsep.results.document import (
     TONE_COLUMNS,
     evaluation_document,
     separation_document,
     to_json,
     write_tones,
 )
-from jaxsep.separators.separation import PursuitSettings, Separation
-from jaxsep.separators.spectra import linear_axis
+from jaxsep.separation.chunks import linear_axis
+from jaxsep.separation.result import Separation
+from jaxsep.separation.settings import PursuitSettings
+from jaxsep.signal.axes import LogAxis
 from jaxsep.signal.stft import GaussianSTFT
-from jaxsep.tones.axes import LogAxis
 from jaxsep.tones.dictionary import Dictionary
 from jaxsep.tones.tones import Tones
 

@@ -9,15 +9,16 @@ import numpy as np
 import pytest
 from problems import AXIS, DICTIONARY, OCTAVE, SEMITONE, Note, pack_notes, render_notes
 
-from jaxsep.dictionary import alternation as alternation_module
-from jaxsep.dictionary.alternation import Alternation
-from jaxsep.pursuit import search
-from jaxsep.pursuit.lifting import LiftedLoss
-from jaxsep.pursuit.moves import arrange, by_voice, exchanged, from_neighbours, ringing, without
+from jaxsep.pursuit.loss import LiftedLoss
+from jaxsep.pursuit.recording import Decomposition, pursue, refit
 from jaxsep.pursuit.refinement import LevenbergMarquardt
-from jaxsep.pursuit.search import Decomposition, deepen, explore, propagate, pursue, refit, reselect
 from jaxsep.pursuit.tone_pursuit import TonePursuit
-from jaxsep.pursuit.voices import VoiceModel
+from jaxsep.search import alternation as alternation_module
+from jaxsep.search import hypotheses as search
+from jaxsep.search.alternation import Alternation
+from jaxsep.search.hypotheses import deepen, explore, propagate, reselect
+from jaxsep.search.moves import arrange, by_voice, exchanged, from_neighbours, ringing, without
+from jaxsep.search.voices import VoiceModel
 from jaxsep.tones.tones import Tones
 
 PURSUIT = TonePursuit(LiftedLoss(AXIS), solver=LevenbergMarquardt(1e-4))

@@ -9,9 +9,9 @@ import pytest
 from problems import AXIS, DICTIONARY, Note, render_notes
 
 from benchmarks import scipy_baseline as baseline
-from jaxsep.pursuit.lifting import LiftedLoss
+from jaxsep.pursuit.loss import LiftedLoss
 from jaxsep.pursuit.selection import PatternBank, _fast_length, select
-from jaxsep.tones.axes import LogAxis
+from jaxsep.signal.axes import LogAxis
 
 SMALL = LogAxis(num_bins=80, f_min=100.0, f_max=1600.0)
 

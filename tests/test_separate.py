@@ -15,10 +15,11 @@ import soundfile
 
 from jaxsep.metrics import sdr_sir_sar_gain
 from jaxsep.progress import Progress
-from jaxsep.pursuit import search
-from jaxsep.separators import spectra, stages
-from jaxsep.separators.pursuit import separate
-from jaxsep.separators.separation import PursuitSettings
+from jaxsep.search import hypotheses as search
+from jaxsep.separation import chunks as spectra
+from jaxsep.separation import stages
+from jaxsep.separation.separate import separate
+from jaxsep.separation.settings import PursuitSettings
 from jaxsep.tones.dictionary import NUM_HARMONICS, Dictionary
 
 RATE = 44100
@@ -301,7 +302,7 @@ def test_another_recording_needs_no_other_program(monkeypatch):
     for name in ("log_frequency_spectrogram", "ratio_masks"):
         monkeypatch.setattr(spectra, name, trap)
     monkeypatch.setattr("jaxsep.pursuit.tone_pursuit.select", trap)
-    monkeypatch.setattr("jaxsep.pursuit.search.refine", trap)
+    monkeypatch.setattr("jaxsep.search.hypotheses.refine", trap)
     shorter = mixture()[: int(1.2 * RATE)]
     assert_sum(with_dictionary(shorter), shorter)
     with pytest.raises(TracedError):

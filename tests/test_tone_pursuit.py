@@ -10,10 +10,10 @@ import pytest
 from problems import AXIS, DICTIONARY, PROBLEMS
 
 from benchmarks import scipy_baseline as baseline
-from jaxsep.pursuit.lifting import LiftedLoss
+from jaxsep.pursuit.loss import LiftedLoss
 from jaxsep.pursuit.refinement import LevenbergMarquardt
 from jaxsep.pursuit.tone_pursuit import PursuitOutcome, TonePursuit, _round_sizes
-from jaxsep.tones.tones import SINUSOID_WIDTH
+from jaxsep.signal.gaussians import SINUSOID_WIDTH
 
 OBJECTIVE = LiftedLoss(AXIS)
 MONOPHONIC = [problem for problem in PROBLEMS if problem.tones_per_instrument == 1]

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from problems import AXIS, SEMITONE
 
-from jaxsep.pursuit.voices import VoiceModel, Voices, best_path
+from jaxsep.search.voices import VoiceModel, Voices, best_path
 from jaxsep.tones.tones import Tones
 
 MODEL = VoiceModel(register=0.2, crossing=0.0, change=0.6, sounding=0.1, ringing=0.3)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxsep.blasso.patterns import Patterns
-from jaxsep.dot import dot
+from jaxsep.numerics.dot import dot
 
 __all__ = ["Certificate", "alpha_max", "certify"]
 

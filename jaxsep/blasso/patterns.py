@@ -9,10 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Complex, Float, Int
 
-from jaxsep.dot import dot
-from jaxsep.pursuit.lifting import power
-from jaxsep.tones.axes import LogAxis
-from jaxsep.tones.tones import SINUSOID_WIDTH
+from jaxsep.numerics.dot import dot
+from jaxsep.pursuit.loss import power
+from jaxsep.signal.axes import LogAxis
+from jaxsep.signal.gaussians import SINUSOID_WIDTH
 
 __all__ = ["Patterns", "Peaks"]
 

@@ -6,10 +6,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxsep.blasso.certificate import Certificate, certify
-from jaxsep.blasso.measures import DAMPING, Spikes, differentiable, slide
 from jaxsep.blasso.patterns import Patterns, Peaks
-from jaxsep.pursuit.adjoint import Adjoint, Implicit, freeze, known
-from jaxsep.pursuit.lanes import default_lanes, queue, run_lanes
+from jaxsep.blasso.spikes import DAMPING, Spikes, differentiable, slide
+from jaxsep.numerics.adjoint import Adjoint, Implicit, freeze, known
+from jaxsep.numerics.lanes import default_lanes, queue, run_lanes
 
 __all__ = ["Exchange", "Projected", "Projection", "ProjectionOutcome", "check_input", "outcome_of_input"]
 

@@ -4,11 +4,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxsep.blasso.measures import Spikes, differentiable, slide
 from jaxsep.blasso.patterns import Patterns
-from jaxsep.pursuit.adjoint import Adjoint, Implicit, freeze
-from jaxsep.pursuit.lifting import power
-from jaxsep.tones.tones import SINUSOID_WIDTH, Tones
+from jaxsep.blasso.spikes import Spikes, differentiable, slide
+from jaxsep.numerics.adjoint import Adjoint, Implicit, freeze
+from jaxsep.pursuit.loss import power
+from jaxsep.signal.gaussians import SINUSOID_WIDTH
+from jaxsep.tones.tones import Tones
 
 __all__ = ["spikes_as_tones", "support"]
 

@@ -11,7 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxsep.neural.training import NeuralSettings, Trainer, TrainingState
+from jaxsep.neural.settings import NeuralSettings
+from jaxsep.neural.training import Trainer, TrainingState
 
 __all__ = ["load_checkpoint", "save_checkpoint"]
 

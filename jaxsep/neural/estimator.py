@@ -9,7 +9,7 @@ from jaxtyping import Array, Complex, Float, PRNGKeyArray
 
 from jaxsep.neural.losses import LossTerms, PredictionLoss
 from jaxsep.neural.network import PolicyNetwork, Predicted, ToneSpectrum
-from jaxsep.tones.axes import LinearAxis
+from jaxsep.signal.axes import LinearAxis
 
 __all__ = ["Estimator", "Rollout", "dictionary_pull"]
 

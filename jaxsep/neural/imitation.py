@@ -9,7 +9,7 @@ from jaxtyping import Array, Complex, Float, Int
 from jaxsep.neural.losses import LossTerms, PredictionLoss
 from jaxsep.neural.network import PolicyNetwork, Predicted, ToneSpectrum
 from jaxsep.neural.policy import Choice
-from jaxsep.tones.axes import LinearAxis
+from jaxsep.signal.axes import LinearAxis
 from jaxsep.tones.tones import Tones
 
 __all__ = ["Guide", "imitation"]

@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, Complex, Float, Int, PRNGKeyArray
 from jaxsep.neural.partials import Partials, fit_harmonics, safe_abs, safe_phase
 from jaxsep.neural.policy import FEATURES, Choice, Policy, ToneParameters
 from jaxsep.neural.unet import UNet
-from jaxsep.tones.axes import LinearAxis
+from jaxsep.signal.axes import LinearAxis
 
 __all__ = ["PolicyNetwork", "Predicted", "ToneNetwork", "ToneSpectrum", "render_tone"]
 

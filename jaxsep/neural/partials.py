@@ -5,9 +5,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Complex, Float, Int
 
-from jaxsep.dot import dot
-from jaxsep.tones.axes import LinearAxis
-from jaxsep.tones.rendering import add_windows, window_offsets
+from jaxsep.numerics.dot import dot
+from jaxsep.signal.axes import LinearAxis
+from jaxsep.signal.gaussians import add_windows, window_offsets
 
 __all__ = ["RIDGE", "Partials", "fit_harmonics", "safe_abs", "safe_phase"]
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Complex, Float, Int, PRNGKeyArray
 
-from jaxsep.tones.tones import SINUSOID_WIDTH
+from jaxsep.signal.gaussians import SINUSOID_WIDTH
 
 __all__ = ["FEATURES", "Choice", "Policy", "ToneParameters"]
 

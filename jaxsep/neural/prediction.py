@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Complex, Float
 
 from jaxsep.neural.network import PolicyNetwork, Predicted, render_tone
-from jaxsep.tones.axes import LinearAxis
+from jaxsep.signal.axes import LinearAxis
 from jaxsep.tones.tones import Tones
 
 __all__ = ["Prediction", "predict"]

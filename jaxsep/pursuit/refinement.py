@@ -5,11 +5,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxsep.dot import dot
-from jaxsep.pursuit.adjoint import Adjoint, Implicit, Problem, freeze, known
-from jaxsep.pursuit.lanes import default_lanes, map_frames, queue, run_lanes
-from jaxsep.pursuit.lifting import LiftedLoss, power
-from jaxsep.tones.tones import MAX_INHARMONICITY, Tones, width_bounds
+from jaxsep.numerics.adjoint import Adjoint, Implicit, Problem, freeze, known
+from jaxsep.numerics.dot import dot
+from jaxsep.numerics.lanes import default_lanes, map_frames, queue, run_lanes
+from jaxsep.pursuit.loss import LiftedLoss, power
+from jaxsep.signal.gaussians import width_bounds
+from jaxsep.tones.tones import MAX_INHARMONICITY, Tones
 
 __all__ = ["LevenbergMarquardt", "Refined", "ToneFit", "minimise", "pack", "refine", "unpack"]
 

@@ -6,10 +6,9 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Complex, Float, Int
 
-from jaxsep.dot import dot
-from jaxsep.pursuit.lifting import LiftedLoss, power
-from jaxsep.tones.rendering import window_offsets
-from jaxsep.tones.tones import SINUSOID_WIDTH
+from jaxsep.numerics.dot import dot
+from jaxsep.pursuit.loss import LiftedLoss, power
+from jaxsep.signal.gaussians import SINUSOID_WIDTH, window_offsets
 
 __all__ = ["PatternBank", "select"]
 

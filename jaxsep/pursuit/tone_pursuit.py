@@ -5,12 +5,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxsep.pursuit.adjoint import freeze
-from jaxsep.pursuit.lanes import default_lanes, map_lanes, queue
-from jaxsep.pursuit.lifting import LiftedLoss
+from jaxsep.numerics.adjoint import freeze
+from jaxsep.numerics.lanes import default_lanes, map_lanes, queue
+from jaxsep.pursuit.loss import LiftedLoss
 from jaxsep.pursuit.refinement import LevenbergMarquardt, differentiable, minimise, pack
 from jaxsep.pursuit.selection import PatternBank, select
-from jaxsep.tones.tones import SINUSOID_WIDTH, Tones
+from jaxsep.signal.gaussians import SINUSOID_WIDTH
+from jaxsep.tones.tones import Tones
 
 __all__ = ["PursuitOutcome", "PursuitResult", "TonePursuit"]
 

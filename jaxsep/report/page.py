@@ -13,12 +13,12 @@ import soundfile
 from PIL import Image
 
 from jaxsep.audio import resample
+from jaxsep.notes.notes import Note, find_notes
 from jaxsep.progress import Progress
-from jaxsep.report.folder import Results, read_results
-from jaxsep.report.notes import Note, find_notes
 from jaxsep.report.spectrograms import RANGE, audible_bins, levels
-from jaxsep.report.tables import evaluation_document
-from jaxsep.tones.axes import LogAxis
+from jaxsep.results.document import evaluation_document
+from jaxsep.results.read import Results, read_results
+from jaxsep.signal.axes import LogAxis
 
 __all__ = ["listening_page", "write_page"]
 

@@ -11,8 +11,8 @@ from matplotlib.lines import Line2D
 
 from jaxsep.audio import check_samples
 from jaxsep.report.spectrograms import DPI, MAX_COLUMNS, RANGE, WIDTH, audible_bins, draw_levels, levels
-from jaxsep.separators.separation import Separation
-from jaxsep.tones.axes import LogAxis
+from jaxsep.separation.result import Separation
+from jaxsep.signal.axes import LogAxis
 
 __all__ = ["overview"]
 

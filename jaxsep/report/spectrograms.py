@@ -15,13 +15,12 @@ from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 
 from jaxsep.audio import check_samples, resample
-from jaxsep.pursuit.peaks import PeakPursuit
-from jaxsep.separators.spectra import ANALYSIS_RATE, linear_axis
-from jaxsep.signal.constant_q import constant_q_spectrogram
+from jaxsep.separation.chunks import ANALYSIS_RATE, linear_axis
+from jaxsep.signal.axes import LinearAxis, LogAxis
+from jaxsep.signal.filterbanks import constant_q_spectrogram, mel_spectrogram
 from jaxsep.signal.log_frequency import log_frequency_spectrogram
-from jaxsep.signal.mel import mel_spectrogram
+from jaxsep.signal.peaks import PeakPursuit
 from jaxsep.signal.stft import GaussianSTFT
-from jaxsep.tones.axes import LinearAxis, LogAxis
 
 __all__ = [
     "DPI",

@@ -4,10 +4,10 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxsep.pursuit.lanes import map_frames
-from jaxsep.pursuit.peaks import PeakPursuit, Peaks, render_peaks
-from jaxsep.tones.axes import LinearAxis, LogAxis
-from jaxsep.tones.tones import SINUSOID_WIDTH
+from jaxsep.numerics.lanes import map_frames
+from jaxsep.signal.axes import LinearAxis, LogAxis
+from jaxsep.signal.gaussians import SINUSOID_WIDTH
+from jaxsep.signal.peaks import PeakPursuit, Peaks, render_peaks
 
 __all__ = ["log_frequency_spectrogram", "log_frequency_spectrum"]
 

@@ -6,17 +6,15 @@ from typing import Literal
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
-from jaxsep.tones.axes import LinearAxis, LogAxis
-from jaxsep.tones.tones import Tones, width_bounds
+from jaxsep.signal.axes import LinearAxis, LogAxis
+from jaxsep.signal.gaussians import add_windows, window_offsets
+from jaxsep.tones.tones import Tones
 
-__all__ = ["RenderMethod", "add_windows", "render", "render_instruments", "window_offsets"]
+__all__ = ["RenderMethod", "render", "render_instruments"]
 
 RenderMethod = Literal["auto", "windowed", "dense"]
-
-#: Half the number of bins in which a partial is evaluated: six standard deviations of the widest one.
-_REACH = math.ceil(6 * width_bounds()[1])
 
 
 def render(
@@ -91,37 +89,6 @@ def render_instruments(
     widths = tones.width / math.sqrt(exponent)
     rows = _platform_method(method)(positions, peaks, widths, tones.instrument, dictionary.shape[0], axis)
     return rows if power else _root(rows, exponent)
-
-
-def window_offsets(dtype) -> Float[Array, " window"]:
-    """Offsets, in bins, of the window of a partial from its nearest bin."""
-    return jnp.arange(-_REACH, _REACH + 1, dtype=dtype)
-
-
-def add_windows(
-    values: Float[Array, "partials window"],
-    nearest: Int[Array, " partials"],
-    num_bins: int,
-    row: Int[Array, " partials"] | None = None,
-    num_rows: int = 1,
-) -> Float[Array, "rows bins"]:
-    """Adds windows around the bins `nearest` of the given rows; what falls outside the bins is dropped."""
-    window = values.shape[-1]
-    # A margin of one window on each side takes up what falls outside, so that no index needs a check.
-    start = jnp.clip(nearest + window - window // 2, 0, num_bins + window)
-    length = num_bins + 2 * window
-    if row is not None:
-        start = start + row * length
-    padded = jax.lax.scatter_add(
-        jnp.zeros(num_rows * length, values.dtype),
-        start[:, None],
-        values,
-        jax.lax.ScatterDimensionNumbers(
-            update_window_dims=(1,), inserted_window_dims=(), scatter_dims_to_operand_dims=(0,)
-        ),
-        mode="promise_in_bounds",
-    )
-    return padded.reshape(num_rows, length)[:, window : window + num_bins]
 
 
 def _windowed(positions, peaks, widths, instruments, num_instruments, axis):

@@ -4,18 +4,13 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-__all__ = ["MAX_INHARMONICITY", "SINUSOID_WIDTH", "Tones", "width_bounds"]
+from jaxsep.signal.gaussians import SINUSOID_WIDTH
 
-#: Standard deviation, in bins, of a stationary sinusoid's spectrum under the Gaussian window cut at ±6ζ.
-SINUSOID_WIDTH = 6 / 3.141592653589793
+__all__ = ["MAX_INHARMONICITY", "Tones"]
+
 
 #: Largest inharmonicity b that the pursuit considers (P1).
 MAX_INHARMONICITY = 2e-3
-
-
-def width_bounds() -> tuple[float, float]:
-    """Smallest and largest width of a partial, in bins: 0.8 and 1.5 times a sinusoid's (P1)."""
-    return 0.8 * SINUSOID_WIDTH, 1.5 * SINUSOID_WIDTH
 
 
 class Tones(eqx.Module):

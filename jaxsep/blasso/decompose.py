@@ -1,0 +1,96 @@
+"""The decomposition of a recording by the Beurling LASSO (P3), in place of the pursuit."""
+
+from collections.abc import Callable
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from jaxsep.blasso.certificate import alpha_max
+from jaxsep.blasso.lasso import BeurlingLasso
+from jaxsep.blasso.patterns import Patterns
+from jaxsep.blasso.projection import Projection
+from jaxsep.blasso.support import spikes_as_tones
+from jaxsep.numerics.devices import chunk_size, parallel_map
+from jaxsep.pursuit.loss import LiftedLoss, power
+from jaxsep.pursuit.recording import Decomposition, refit
+from jaxsep.pursuit.refinement import prune
+from jaxsep.pursuit.tone_pursuit import TonePursuit
+from jaxsep.tones.tones import Tones
+
+__all__ = ["decompose", "largest_spikes"]
+
+
+def decompose(
+    pursuit: TonePursuit,
+    spectra: Float[np.ndarray, "frames bins"],
+    harmonics: Float[Array, "instruments harmonics"],
+    advance: Callable[[], None] = lambda: None,
+    *,
+    alpha: float,
+) -> Decomposition:
+    """Tones of every frame from the spikes of the Beurling LASSO, refined, and their lifted loss.
+
+    The problem is posed for the *lifted* spectra and patterns (the square root: quiet partials count, and the
+    root of a sum is the sum of the roots where tones do not overlap), with patterns of unit norm. Of each
+    instrument's spikes the largest stay, as many as it may play. Refined under the pursuit's objective, the
+    tones lose the penalty's bias and get their widths and inharmonicities.
+
+    Arguments:
+        pursuit: its objective, solver, and number of tones per instrument are used; it selects nothing.
+        spectra: nonnegative, peak about 1.
+        harmonics: rows of the dictionary.
+        advance: is called after each chunk.
+        alpha: fraction of each frame's `alpha_max`.
+    """
+    tones = largest_spikes(
+        pursuit.objective, spectra, harmonics, alpha, pursuit.tones_per_instrument, advance
+    )
+    anything = np.full(spectra.shape[0], np.inf, spectra.dtype)
+    return refit(pursuit, spectra, harmonics, tones, anything)
+
+
+def largest_spikes(
+    objective: LiftedLoss,
+    spectra: Float[np.ndarray, "frames bins"],
+    harmonics: Float[Array, "instruments harmonics"],
+    alpha: float,
+    tones_per_instrument: int,
+    advance: Callable[[], None] = lambda: None,
+) -> Tones:
+    """The spikes alone as tones, as many as may play; `advance` is called after each chunk."""
+    num_frames, size = spectra.shape[0], chunk_size()
+    patterns = Patterns.from_dictionary(jnp.asarray(harmonics), objective.axis, lift=objective.lift)
+    fraction = jnp.asarray(alpha, spectra.dtype)
+
+    def run(first):
+        # The last chunk repeats its last frame, so that every chunk has one compiled shape.
+        rows = np.minimum(np.arange(first, first + size), num_frames - 1)
+        here = jnp.asarray(spectra[rows])
+        found = _decompose(objective, patterns, here, fraction, tones_per_instrument)
+        found = jax.tree.map(np.asarray, found)
+        advance()
+        return found
+
+    parts = list(parallel_map(run, range(0, num_frames, size)))
+    return jax.tree.map(lambda *x: np.concatenate(x)[:num_frames], *parts)
+
+
+@eqx.filter_jit
+def _decompose(objective, patterns, spectra, fraction, tones_per_instrument):
+    lifted = power(spectra, objective.lift)
+    largest = jax.lax.map(lambda b: alpha_max(patterns, b), lifted)
+    bound = jnp.where(largest > 0, fraction * largest, 1)  # silence is 0 at any α
+    found = BeurlingLasso(Projection(), proximal_steps=0)(patterns, lifted, bound)
+
+    def loudest(spikes):
+        tones = spikes_as_tones(patterns, spikes, lift=objective.lift)
+        stays = prune(tones.amplitude, tones.instrument, tones.active, tones_per_instrument)
+        order = jnp.argsort(~stays, stable=True)[: patterns.num_patterns * tones_per_instrument]
+        tones = eqx.tree_at(lambda t: t.active, tones, stays)
+        tones = jax.tree.map(lambda x: x[order], tones)
+        return eqx.tree_at(lambda t: t.amplitude, tones, jnp.where(tones.active, tones.amplitude, 0))
+
+    return jax.vmap(loudest)(found.spikes)

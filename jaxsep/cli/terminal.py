@@ -1,0 +1,151 @@
+"""What the command line shows: progress on stderr, results as tables on stdout."""
+
+import sys
+import threading
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.progress import BarColumn, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import Progress as Bars
+from rich.table import Table
+
+from jaxsep.cli.process import is_stopping
+from jaxsep.progress import Progress
+
+__all__ = ["TerminalProgress", "show_evaluation", "show_separation"]
+
+
+class TerminalProgress(Progress):
+    """A bar for each stage on stderr while in its context; elsewhere than on a terminal, a line at its end.
+
+    Until the first step of a stage has ended, the bar says that the program compiles. After Ctrl-C or SIGTERM
+    the next step of every thread raises `InterruptedError`.
+
+    Arguments:
+        console: by default stderr; bars are shown where it is a terminal.
+    """
+
+    def __init__(self, console: Console | None = None):
+        self._console = console or Console(stderr=True, force_terminal=sys.stderr.isatty())
+        self._lock = threading.Lock()
+        self._stages: dict[str, _Stage] = {}
+        self._bars = Bars(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TimeElapsedColumn(),
+            TextColumn("{task.fields[note]}"),
+            console=self._console,
+            transient=True,
+            disable=not self._console.is_terminal,
+        )
+
+    def __enter__(self) -> "TerminalProgress":
+        self._bars.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bars.stop()
+
+    def say(self, line: str) -> None:
+        """A line above the bars."""
+        self._console.print(line, highlight=False, markup=False)
+
+    def begin(self, name: str, total: int) -> None:
+        """A stage begins."""
+        task = self._bars.add_task(name, total=None, note="compiling…")
+        with self._lock:
+            self._stages[name] = _Stage(task, total)
+
+    def advance(self, name: str, note: str = "") -> None:
+        """One step of a stage has ended."""
+        if is_stopping():
+            raise InterruptedError(f"{name} is interrupted")
+        with self._lock:
+            stage = self._stages[name]
+            stage.done += 1
+        self._bars.update(stage.task, total=stage.total, completed=stage.done, note=note)
+
+    def end(self, name: str) -> None:
+        """A stage has ended."""
+        with self._lock:
+            stage = self._stages.pop(name)
+        if sys.exc_info()[0] is not None:  # it is being left by an exception
+            return
+        self._bars.update(stage.task, total=stage.total, completed=stage.total, note="")
+        if self._bars.disable:
+            self._console.print(f"{name}: {time.perf_counter() - stage.start:.1f} s", highlight=False)
+
+
+class _Stage:
+    def __init__(self, task: TaskID, total: int):
+        self.task, self.total, self.done = task, total, 0
+        self.start = time.perf_counter()
+
+
+def show_separation(document: dict[str, Any], output: Path) -> None:
+    """Prints the summary of a separation.
+
+    Arguments:
+        document: as `separation_document` makes it.
+        output: the folder of the results.
+    """
+    console = _stdout()
+    seconds = document["seconds"]
+    console.print(
+        f"{document['input']['file']}: {document['input']['duration_s']:.1f} s separated into "
+        f"{document['num_instruments']} instruments in {sum(seconds.values()):.1f} s on {document['device']}",
+    )
+    stages = _table("stage", "seconds")
+    for name, value in seconds.items():
+        stages.add_row(name, f"{value:.1f}")
+    console.print(stages)
+    if losses := document["restart_losses"]:
+        chosen, *others = (f"{loss:.4f}" for loss in losses)
+        console.print(f"loss of each restart: {chosen} (chosen)", *others)
+    console.print(f"results: {output}/")
+    for file in sorted(output.iterdir()):
+        console.print(f"  {file.name}")
+
+
+def show_evaluation(document: dict[str, Any]) -> None:
+    """Prints the figures of an evaluation, as `evaluation_document` makes it, in dB."""
+    console = _stdout()
+    table = _table("reference", "estimate", "measure", "SDR", "SIR", "SAR")
+    references, estimates = _short(document["references"]), _short(document["estimates"])
+    for row, reference in enumerate(references):
+        named = ""
+        for measure, title in (("gain", "gain only"), ("filter_512", "512-tap filter")):
+            scores = document[measure]
+            estimate = estimates[scores["permutation"][row]]
+            figures = (f"{scores[name][row]:.2f}" for name in ("sdr", "sir", "sar"))
+            # The measures hardly ever match the estimates differently.
+            table.add_row("" if named else reference, "" if named == estimate else estimate, title, *figures)
+            named = estimate
+        table.add_row("", "", "SI-SDR", f"{document['si_sdr'][row]:.2f}", "", "", end_section=True)
+    console.print(table)
+    console.print("all figures in dB; larger is better")
+
+
+def _short(paths):
+    """File names without their folders, where they still tell the files apart."""
+    names = [Path(path).name for path in paths]
+    return names if len(set(names)) == len(names) else paths
+
+
+def _stdout():
+    # File names may look like markup.
+    return Console(markup=False, emoji=False, highlight=False, soft_wrap=True)
+
+
+def _table(*columns):
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in columns:
+        right = column in ("seconds", "SDR", "SIR", "SAR")
+        table.add_column(column, justify="right" if right else "left", overflow="fold")
+    return table

@@ -1,0 +1,142 @@
+"""Results that appear whole or not at all."""
+
+import os
+import shutil
+import signal
+import threading
+import uuid
+from contextlib import suppress
+from pathlib import Path
+from types import FrameType, TracebackType
+
+__all__ = ["AudioError", "OutputFolder"]
+
+
+class AudioError(ValueError):
+    """A recording or an output place that cannot be used; the message is one sentence for the user.
+
+    **Example**
+
+    >>> try:
+    ...     jaxsep.read_audio("missing.wav")
+    ... except jaxsep.AudioError as error:
+    ...     print(error)
+    missing.wav does not exist.
+    """
+
+
+class OutputFolder:
+    """Context manager for a folder of results that appears whole or not at all.
+
+    The block writes into a hidden folder beside the final one, which takes the final name when the block ends
+    and is removed when the block raises (`KeyboardInterrupt` and termination by SIGTERM included).
+
+    **Arguments**
+
+    - `path`: the final folder; missing parents are created.
+    - `force`: replace an existing folder, with all it contains, and only once the new one is complete.
+
+    **Raises** `AudioError`, one sentence, on entry: if the path is a file, a folder with content (without
+    `force`) or a folder around the working or home folder, or if nothing can be written there. If the
+    finished folder cannot take its name, the sentence says where the results are.
+
+    **Example**
+
+    >>> with jaxsep.OutputFolder("separated") as folder:
+    ...     jaxsep.write_audio(folder / "stem-1.wav", np.zeros(480), 48_000)
+    >>> jaxsep.read_audio("separated/stem-1.wav", allow_silence=True)[0].shape
+    (1, 480)
+    """
+
+    def __init__(self, path: str | os.PathLike, *, force: bool = False):
+        self.path = Path(path).resolve()
+        self.force = force
+
+    def __enter__(self) -> Path:
+        self._draft = _hidden_sibling(self.path)
+        parents: list[Path] = []
+        try:
+            self._check_free()
+            parents = [parent for parent in self.path.parents if not parent.exists()]
+            self._draft.mkdir(parents=True)
+        except OSError as error:
+            _remove_empty(parents)
+            raise AudioError(f"The folder {self.path} cannot be written: {_reason(error)}.") from error
+        self._new_parents = parents
+        self._catches_sigterm = _catch_sigterm()
+        return self._draft
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if kind is None:
+                self._publish()
+            else:
+                shutil.rmtree(self._draft, ignore_errors=True)
+                _remove_empty(self._new_parents)
+        finally:
+            if self._catches_sigterm:
+                signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+    def _check_free(self) -> None:
+        """Refuse a place that is taken, and one whose replacement would take the user's files with it."""
+        home = Path(os.path.expanduser("~")).resolve()
+        if any(place.is_relative_to(self.path) for place in (Path.cwd(), home)):
+            raise AudioError(f"{self.path} is or contains the working or home folder; name another folder.")
+        if self.path.is_dir():
+            if not self.force and any(self.path.iterdir()):
+                raise AudioError(
+                    f"The folder {self.path} is not empty; name another or force its replacement."
+                )
+        elif self.path.exists():
+            raise AudioError(f"{self.path} is a file; name a folder for the results.")
+
+    def _publish(self) -> None:
+        """Give the draft its final name, or say where it is: it may have taken hours."""
+        retired = _hidden_sibling(self.path)
+        try:
+            if self.force and self.path.is_dir():
+                self.path.rename(retired)
+            with suppress(OSError):  # an empty folder makes way; not every system's rename replaces it
+                self.path.rmdir()
+            self._draft.rename(self.path)
+        except OSError as error:
+            with suppress(OSError):
+                retired.rename(self.path)
+            raise AudioError(
+                f"{self.path} cannot be written: {_reason(error)}; the results are in {self._draft}."
+            ) from error
+        shutil.rmtree(retired, ignore_errors=True)
+
+
+def _hidden_sibling(path: Path) -> Path:
+    """A new name in the same folder, hence on the same file system, from which renaming is atomic."""
+    return path.parent / f".jaxsep-{uuid.uuid4().hex}"
+
+
+def _remove_empty(folders: list[Path]) -> None:
+    """Remove nested folders, the innermost first, up to the first that holds something."""
+    with suppress(OSError):
+        for folder in folders:
+            folder.rmdir()
+
+
+def _catch_sigterm() -> bool:
+    """Turn SIGTERM into `SystemExit`, so that `with` blocks clean up, unless the program handles it."""
+    if threading.current_thread() is not threading.main_thread():
+        return False  # only the main thread may set handlers
+    if signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        return False
+    signal.signal(signal.SIGTERM, _exit_on_signal)
+    return True
+
+
+def _exit_on_signal(number: int, frame: FrameType | None) -> None:
+    raise SystemExit(128 + number)
+
+
+def _reason(error: Exception) -> str:
+    """The cause in words, without the path and number that an OSError adds."""
+    words = getattr(error, "strerror", None) or getattr(error, "error_string", None) or str(error)
+    return words.rstrip(". ")

@@ -1,0 +1,217 @@
+"""The dictionary, or the timbre, that explains a recording best at given tones."""
+
+from collections.abc import Callable
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from jaxsep.numerics.devices import chunk_size, parallel_map
+from jaxsep.pursuit.loss import LiftedLoss
+from jaxsep.pursuit.refinement import pack
+from jaxsep.tones.dictionary import Timbre
+from jaxsep.tones.tones import Tones
+
+__all__ = ["fit_dictionary", "fit_timbre"]
+
+#: A harmonic below this part of the tone's amplitude, -120 dB, is none.
+_LEAST = 1e-6
+
+#: Relative decrease of the loss below which the rows are at rest, and steps after which they stay.
+_TOLERANCE, _MAX_STEPS = 1e-3, 12
+
+#: Marquardt's damping at first and at least, and its factors after a step that lowers the loss, and one that
+#: does not.
+_DAMPING, _LEAST_DAMPING, _SHRINK, _GROW = 1e-3, 1e-6, 1 / 4, 4
+
+#: A chunk's derivatives are in memory in so many parts.
+_PARTS = 32
+
+#: Pitches of a timbre: four in an octave. What holds neighbours together, relative to what frames say of one.
+_PITCHES, _STIFFNESS = 41, 0.1
+
+#: Rows are added up to a multiple of this: few compiled programs serve all recordings.
+_ROWS = 16
+
+
+def fit_dictionary(
+    objective: LiftedLoss,
+    spectra: Float[np.ndarray, "frames bins"],
+    tones: Tones,
+    harmonics: Float[Array, "instruments harmonics"],
+    *,
+    max_steps: int = _MAX_STEPS,
+) -> Float[Array, "instruments harmonics"]:
+    """The dictionary of least mean loss at given tones, by Levenberg–Marquardt over all frames at once.
+
+    The unknowns are the harmonics to the power q: so the lifted spectrum of partials that do not overlap is
+    linear in them, as it is in the tones' amplitudes.
+
+    Arguments:
+        objective: the lifted loss.
+        spectra: magnitudes with a peak of about 1.
+        tones: of every frame, `[frames, slots]`.
+        harmonics: rows to begin with; those of an instrument that does not play stay as they are.
+        max_steps: at most so many evaluations of all frames.
+
+    Returns: rows; their peaks are where the tones' amplitudes put them, near 1.
+
+    Example:
+        >>> partial = lambda place: jnp.exp(-0.5 * ((jnp.arange(1024.0) - place) / 1.91) ** 2)
+        >>> spectra = (partial(400.25) + 0.5 * partial(502.65))[None]  # an octave is 102.4 bins
+        >>> values = (jnp.full((1, 1), x) for x in (1.0, 400.25, 1.91, 0.0))
+        >>> tones = jaxsep.Tones(*values, jnp.zeros((1, 1), int), jnp.ones((1, 1), bool))
+        >>> start = jnp.array([[0.8, 0.8]])
+        >>> print(jaxsep.fit_dictionary(jaxsep.LiftedLoss(), np.asarray(spectra), tones, start).round(2))
+        [[1.  0.5]]
+    """
+    rows = np.asarray(harmonics)
+    mixing = np.eye(rows.shape[0], dtype=spectra.dtype)[np.asarray(tones.instrument)]
+    free = np.zeros((rows.shape[0], rows.shape[0]))
+    return jnp.asarray(_fit(objective, spectra, tones, mixing, rows, free, max_steps))
+
+
+def fit_timbre(
+    objective: LiftedLoss,
+    spectra: Float[np.ndarray, "frames bins"],
+    tones: Tones,
+    harmonics: Float[Array, "instruments harmonics"],
+    *,
+    stiffness: float = _STIFFNESS,
+) -> Timbre:
+    """As `fit_dictionary`, with harmonics that change smoothly with the pitch.
+
+    Arguments:
+        objective: the lifted loss.
+        spectra: magnitudes with a peak of about 1.
+        tones: of every frame, `[frames, slots]`.
+        harmonics: rows to begin with, and those of instruments that do not play.
+        stiffness: what ties the harmonics at neighbouring pitches together, relative to how much the tones
+            say about those at one pitch.
+
+    Example:
+        >>> partial = lambda place: jnp.exp(-0.5 * ((jnp.arange(1024.0) - place) / 1.91) ** 2)
+        >>> spectra = (partial(400.25) + 0.5 * partial(502.65))[None]  # an octave is 102.4 bins
+        >>> values = (jnp.full((1, 1), x) for x in (1.0, 400.25, 1.91, 0.0))
+        >>> tones = jaxsep.Tones(*values, jnp.zeros((1, 1), int), jnp.ones((1, 1), bool))
+        >>> start = jnp.array([[0.8, 0.8]])
+        >>> timbre = jaxsep.fit_timbre(jaxsep.LiftedLoss(), np.asarray(spectra), tones, start)
+        >>> print(timbre.of(tones).round(2))
+        [[[1.  0.5]]]
+    """
+    number, pitches = harmonics.shape[0], _PITCHES
+    rows = np.repeat(np.asarray(harmonics)[:, None], pitches, axis=1)
+    start = Timbre(jnp.asarray(rows), objective.axis)
+    own = np.eye(number)[np.asarray(tones.instrument)]
+    mixing = own[..., None] * np.asarray(start.weights(jnp.asarray(tones.fundamental)))[..., None, :]
+    mixing = mixing.reshape(*mixing.shape[:2], -1).astype(spectra.dtype)
+
+    # Pitches that are played; the others become like the nearest one that is.
+    played = np.any(mixing * np.asarray(tones.active)[..., None], axis=(0, 1))
+    chosen = np.flatnonzero(played)
+    if not chosen.size:
+        return start
+    padding = -chosen.size % _ROWS
+    mixing = np.pad(mixing[..., chosen], [(0, 0), (0, 0), (0, padding)])
+    flat = np.pad(rows.reshape(number * pitches, -1)[chosen], [(0, padding), (0, 0)])
+    ties = np.zeros((flat.shape[0], flat.shape[0]))
+    for k in range(chosen.size - 1):
+        if chosen[k] // pitches == chosen[k + 1] // pitches:
+            ties[k : k + 2, k : k + 2] += stiffness * np.array([[1, -1], [-1, 1]])
+    fitted = _fit(objective, spectra, tones, mixing, flat, ties, _MAX_STEPS)
+    for instrument in range(number):
+        mine = np.flatnonzero(chosen // pitches == instrument)
+        if mine.size:
+            distance = np.abs(chosen[mine] % pitches - np.arange(pitches)[:, None])
+            rows[instrument] = fitted[mine[np.argmin(distance, axis=1)]]
+    return Timbre(jnp.asarray(rows), objective.axis)
+
+
+def _fit(objective, spectra, tones, mixing, rows, ties, max_steps):
+    """Rows of least loss, where the harmonics of each tone are a mixture of rows.
+
+    Arguments:
+        mixing: `[frames, slots, rows]`.
+        rows: to begin with.
+        ties: `[rows, rows]`, the matrix of a quadratic penalty on differences of rows.
+    """
+    lift, (number, size) = objective.lift, rows.shape
+    sum_over_frames = _sum_over_frames(objective, spectra, tones, mixing)
+    roots = np.maximum(rows.astype(np.float64), _LEAST) ** lift
+    _, hessian, _ = sum_over_frames(roots)
+    curvature = np.diagonal(hessian).reshape(number, size)
+    free = curvature.reshape(-1) > 0
+    # A tie pulls as hard as the tones of an average row.
+    strength = np.sum(curvature, axis=0) / max(1, np.count_nonzero(np.any(curvature > 0, axis=1)))
+    penalty = np.einsum("kl,hg->khlg", ties, np.diag(strength)).reshape(number * size, number * size)
+    free |= np.diagonal(penalty) > 0
+
+    def evaluate(roots):
+        loss, hessian, gradient = sum_over_frames(roots.reshape(number, size))
+        pull = penalty @ roots
+        return loss + 0.5 * roots @ pull, hessian + penalty, gradient + pull
+
+    roots, least, damping = roots.reshape(-1), _LEAST**lift, _DAMPING
+    loss, hessian, gradient = evaluate(roots)
+    for _ in range(max_steps):
+        moved = np.maximum(roots + _step(roots, hessian, gradient, damping, least), least)
+        trial = np.where(free, moved, roots)
+        new = evaluate(trial)
+        if new[0] >= loss:
+            damping *= _GROW
+            continue
+        settled = loss - new[0] < _TOLERANCE * loss
+        roots, damping = trial, max(damping * _SHRINK, _LEAST_DAMPING)
+        loss, hessian, gradient = new
+        if settled:
+            break
+    fitted = np.where(roots <= least, 0, roots ** (1 / lift)).astype(rows.dtype)
+    return np.where(free.reshape(rows.shape), fitted.reshape(rows.shape), rows)
+
+
+def _step(roots, hessian, gradient, damping, least):
+    """The damped Gauss–Newton step of those that do not press against the bound."""
+    free = (np.diagonal(hessian) > 0) & ((roots > least) | (gradient < 0))
+    step = np.zeros_like(roots)
+    system = hessian[np.ix_(free, free)]
+    step[free] = np.linalg.solve(system + damping * np.diag(np.diagonal(system)), -gradient[free])
+    return step
+
+
+def _sum_over_frames(objective, spectra, tones, mixing) -> Callable[[np.ndarray], tuple]:
+    """Loss, Gauss–Newton matrix and gradient by the roots of the rows, as a function of these."""
+    lift, size = objective.lift, chunk_size()
+
+    def evaluate(roots):
+        rows = jnp.asarray(roots ** (1 / lift), spectra.dtype)
+
+        def chunk(start):
+            frames = np.arange(start, start + size)
+            within = np.minimum(frames, spectra.shape[0] - 1)
+            here = jax.tree.map(lambda x: jnp.asarray(np.asarray(x)[within]), (spectra, tones, mixing))
+            weights = jnp.asarray(frames < spectra.shape[0], spectra.dtype)
+            parts = _equations(objective, *here, rows, weights)
+            return [np.asarray(part, np.float64) for part in parts]
+
+        parts = parallel_map(chunk, range(0, spectra.shape[0], size))
+        loss, hessian, gradient = map(sum, zip(*parts, strict=True))
+        by_root = (roots ** (1 / lift - 1) / lift).reshape(-1)
+        hessian = hessian.reshape(by_root.size, -1)
+        return loss, hessian * np.outer(by_root, by_root), gradient.reshape(-1) * by_root
+
+    return evaluate
+
+
+@eqx.filter_jit
+def _equations(objective, spectra, tones, mixing, rows, weights):
+    theta = pack(tones, objective.lift)
+    split = lambda x: x.reshape(min(_PARTS, x.shape[0]), -1, *x.shape[1:])
+
+    def add(total, inputs):
+        return jax.tree.map(jnp.add, total, objective.row_equations(*inputs[:2], rows, *inputs[2:])), None
+
+    inputs = jax.tree.map(split, (theta, mixing, spectra, weights))
+    zeros = lambda *shape: jnp.zeros(shape, spectra.dtype)
+    return jax.lax.scan(add, (zeros(), zeros(*rows.shape, *rows.shape), zeros(*rows.shape)), inputs)[0]

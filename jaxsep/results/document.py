@@ -1,0 +1,169 @@
+"""Separations and evaluations as a table of tones and as JSON documents."""
+
+import csv
+import dataclasses
+import importlib.metadata
+import json
+import os
+import platform
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float
+
+import jaxsep
+from jaxsep.metrics import sdr_sir_sar_filter, sdr_sir_sar_gain, si_sdr
+from jaxsep.neural.settings import NeuralSettings
+from jaxsep.separation.result import Separation
+from jaxsep.separation.settings import PursuitSettings
+
+__all__ = [
+    "TONE_COLUMNS",
+    "evaluation_document",
+    "separation_document",
+    "to_json",
+    "versions",
+    "write_tones",
+]
+
+#: Columns of the table of tones.
+TONE_COLUMNS = ("time_s", "instrument", "f0_hz", "amplitude", "inharmonicity")
+
+_PACKAGES = ("jax", "jaxlib", "numpy")
+
+
+def write_tones(path: str | os.PathLike, separation: Separation) -> None:
+    """Writes every tone that sounds as a row of a CSV file, by time, then instrument, then pitch.
+
+    The columns are the centre of the frame in seconds, the number of the instrument (from 1, as the stems),
+    the natural fundamental in Hz, the amplitude, by which the dictionary's harmonics are multiplied to give
+    those of the spectrogram (a sinusoid of amplitude 1 has ½ there), and the inharmonicity b of
+    `f_h = f_0 · h · sqrt(1 + b h²)`.
+    """
+    tones = separation.tones
+    frame, slot = np.nonzero(np.asarray(tones.active))
+    picked = (tones.instrument, tones.fundamental, tones.amplitude, tones.inharmonicity)
+    instrument, fundamental, amplitude, inharmonicity = (np.asarray(values)[frame, slot] for values in picked)
+    time = np.asarray(separation.times)[frame]
+    with Path(path).open("w", newline="", encoding="utf-8") as file:
+        table = csv.writer(file, lineterminator="\n")
+        table.writerow(TONE_COLUMNS)
+        for n in np.lexsort((fundamental, instrument, time)):
+            table.writerow(
+                [
+                    f"{time[n]:.5f}",
+                    instrument[n] + 1,
+                    f"{fundamental[n]:.4f}",
+                    f"{amplitude[n]:.6g}",
+                    f"{inharmonicity[n]:.4g}",
+                ]
+            )
+
+
+def separation_document(
+    separation: Separation,
+    *,
+    settings: PursuitSettings | NeuralSettings,
+    seed: int,
+    source: dict[str, Any],
+    shape: tuple[int, ...] | None = None,
+) -> dict[str, Any]:
+    """Everything that tells how a separation came about, as values for JSON.
+
+    Arguments:
+        separation: what `separate` returned.
+        settings: the options it was called with.
+        seed: of its key.
+        source: what is known of the recording: its file name, and of a given dictionary.
+        shape: of all stems, where those of the separation are a part.
+
+    Returns: the document. `restart_losses` are the mean lifted losses under each learned dictionary relative
+    to those without tones, the chosen one first; there are none with a given dictionary. `cost_trace` are
+    the mean costs of a frame in the course of the search (`VoiceModel`), for spectra with a peak of 1, and
+    `mean_loss` is the mean lifted loss at the end. `sure_frames` is the part of the frames whose confidence
+    is at least 1; there is none after greedy search.
+    """
+    shape = shape or separation.stems.shape
+    return {
+        "format": "jaxsep separation",
+        "version": 1,
+        "input": {
+            **source,
+            "sample_rate": separation.sample_rate,
+            "channels": 1 if len(shape) == 2 else shape[1],
+            "samples": shape[-1],
+            "duration_s": shape[-1] / separation.sample_rate,
+        },
+        "num_instruments": shape[0],
+        "seed": seed,
+        "settings": dataclasses.asdict(settings),
+        "device": jax.devices()[0].device_kind,
+        "platform": jax.default_backend(),
+        "versions": versions(),
+        "seconds": {name: round(seconds, 3) for name, seconds in separation.seconds.items()},
+        "frame_spacing_s": float(separation.times[1] - separation.times[0]),
+        "num_tones": int(np.count_nonzero(separation.tones.active)),
+        "restart_losses": [float(loss) for loss in separation.restart_losses],
+        "cost_trace": [float(cost) for cost in separation.cost_trace],
+        "mean_loss": float(np.mean(separation.loss)),
+        "sure_frames": _part_sure(separation.confidence),
+    }
+
+
+def _part_sure(confidence):
+    return None if np.all(np.isnan(confidence)) else float(np.mean(confidence >= 1))
+
+
+def versions() -> dict[str, str]:
+    """Versions of jaxsep, Python and the packages that decide a result."""
+    packages = {name: importlib.metadata.version(name) for name in _PACKAGES}
+    return {"jaxsep": jaxsep.__version__, "python": platform.python_version(), **packages}
+
+
+def to_json(document: dict[str, Any] | list[dict[str, Any]]) -> str:
+    """Text of a document; a number that is not finite raises `ValueError`, as JSON has none."""
+    return json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def evaluation_document(
+    references: Float[np.ndarray, "instruments samples"],
+    estimates: Float[np.ndarray, "instruments samples"],
+    reference_names: Sequence[str],
+    estimate_names: Sequence[str],
+) -> dict[str, Any]:
+    """Every measure of the estimates, in dB and computed in float64, as values for JSON.
+
+    Arguments:
+        references: true sources.
+        estimates: estimated ones, in any order.
+        reference_names, estimate_names: what the document calls them.
+
+    Returns: for `gain`, the measure that forgives a constant gain, and `filter_512`, the one that forgives a
+    filter of 512 taps, the `permutation` (the index of the estimate that belongs to each reference) and SDR,
+    SIR and SAR in the order of the references; and the `si_sdr` of the pairs of `gain`.
+    """
+    with jax.enable_x64(True):
+        references, estimates = (jnp.asarray(np.asarray(x, np.float64)) for x in (references, estimates))
+        gain = sdr_sir_sar_gain(references, estimates)
+        filtered = sdr_sir_sar_filter(references, estimates, filter_length=512)
+        pairs = zip(references, estimates[gain.permutation], strict=True)
+        invariant = [float(si_sdr(*pair)) for pair in pairs]
+    return {
+        "format": "jaxsep evaluation",
+        "version": 1,
+        "references": list(reference_names),
+        "estimates": list(estimate_names),
+        "samples": references.shape[1],
+        "gain": _scores(gain),
+        "filter_512": _scores(filtered),
+        "si_sdr": invariant,
+        "versions": versions(),
+    }
+
+
+def _scores(scores):
+    return {name: getattr(scores, name).tolist() for name in ("permutation", "sdr", "sir", "sar")}

@@ -1,0 +1,203 @@
+"""Other explanations of every frame, offered to the search: each is one small change of the current one.
+
+All work on tones `[frames, slots]` in which instrument i owns the slots from `i·R` to `i·R + R − 1`, the
+loudest first (`arrange`).
+"""
+
+import itertools
+from collections.abc import Iterable, Iterator
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+from scipy.optimize import linear_sum_assignment
+
+from jaxsep.pursuit.loss import power
+from jaxsep.pursuit.refinement import pack
+from jaxsep.pursuit.selection import PatternBank
+from jaxsep.pursuit.tone_pursuit import TonePursuit
+from jaxsep.signal.gaussians import SINUSOID_WIDTH
+from jaxsep.tones.tones import Tones
+
+__all__ = ["arrange", "by_voice", "exchanged", "from_neighbours", "reselected", "ringing", "without"]
+
+#: How many alternatives to a tone are offered.
+_ALTERNATIVES = 2
+
+#: Bins around a tone in which no alternative to it lies.
+_APART = 5
+
+
+def arrange(tones: Tones, num_instruments: int, slots: int) -> Tones:
+    """The tones `[frames, any]` in `slots` places per instrument, the loudest first; more are dropped."""
+    tones = jax.tree.map(np.asarray, tones)
+    loudness = np.where(tones.active, tones.amplitude, -1.0)
+    same = (tones.instrument[:, :, None] == tones.instrument[:, None, :]) & tones.active[:, None, :]
+    slot = np.arange(tones.capacity)
+    louder = (loudness[:, None, :] > loudness[:, :, None]) | (
+        (loudness[:, None, :] == loudness[:, :, None]) & (slot < slot[:, None])
+    )
+    rank = np.sum(same & louder, axis=2)
+    frame, source = np.nonzero(tones.active & (rank < slots))
+    target = tones.instrument[frame, source] * slots + rank[frame, source]
+    placed = _blank(tones.active.shape[0], num_instruments, slots, tones.amplitude.dtype)
+
+    def put(empty, values):
+        empty[frame, target] = values[frame, source]
+        return empty
+
+    return jax.tree.map(put, placed, tones)
+
+
+def from_neighbours(tones: Tones, num_instruments: int, spans: Iterable[int]) -> Iterator[Tones]:
+    """What the frames so many before and after play, all instruments together and each alone."""
+    for span in spans:
+        for offset in (span, -span):
+            theirs = _shifted(tones, offset)
+            yield theirs
+            if num_instruments > 1:
+                for instrument in range(num_instruments):
+                    yield _choose(_owned(tones, num_instruments, instrument), theirs, tones)
+
+
+def exchanged(tones: Tones, num_instruments: int) -> Iterator[Tones]:
+    """The tones of two instruments exchanged."""
+    slots = tones.capacity // num_instruments
+    for pair in itertools.combinations(range(num_instruments), 2):
+        order = np.arange(tones.capacity).reshape(num_instruments, slots)
+        order[list(pair)] = order[list(pair[::-1])]
+        yield _with_instruments(jax.tree.map(lambda x, order=order: x[:, order.ravel()], tones), slots)
+
+
+def without(tones: Tones) -> Iterator[Tones]:
+    """One tone left out."""
+    for slot in range(tones.capacity):
+        others = np.arange(tones.capacity) != slot
+        yield eqx.tree_at(lambda t: t.active, tones, tones.active & others)
+
+
+def ringing(tones: Tones, num_instruments: int, spans: Iterable[int]) -> Iterator[Tones]:
+    """A neighbour's tone of an instrument beside the current one: a note that ends, or one that begins."""
+    slots = tones.capacity // num_instruments
+    for instrument in range(num_instruments):
+        first, last = instrument * slots, instrument * slots + slots - 1
+        for span in spans:
+            for offset in (span, -span):
+                theirs = _shifted(tones, offset)
+
+                def put(mine, theirs, last=last, first=first):
+                    mine = mine.copy()
+                    mine[:, last] = theirs[:, first]
+                    return mine
+
+                yield jax.tree.map(put, tones, theirs)
+
+
+def reselected(
+    pursuit: TonePursuit,
+    spectra: Float[Array, "frames bins"],
+    harmonics: Float[Array, "instruments harmonics"],
+    tones: Tones,
+    instrument: Int[Array, ""],
+) -> Tones:
+    """The tones that correlate best with what all other instruments leave, instead of an instrument's own.
+
+    Traceable. Returns `[frames, alternatives, slots]`, the best first. Alternatives are at
+    least 5 bins from the tones they replace and from each other.
+    """
+    objective, bank = pursuit.objective, PatternBank.build(harmonics, pursuit.objective)
+    theta = pack(tones, objective.lift)
+    mine = tones.instrument == instrument
+    others = jnp.where((tones.active & ~mine)[..., None], theta, theta.at[..., 0].set(0))
+    bins = jnp.arange(objective.axis.num_bins)
+
+    def choose(spectrum, others, instruments, taken):
+        model = objective.model(others, harmonics[instruments])
+        correlation = bank.correlate(objective.lifted(spectrum) - objective.lifted(model))[instrument]
+        near = jnp.any(jnp.abs(bins[:, None] - taken) < _APART, axis=1)
+        found = []
+        for _ in range(_ALTERNATIVES):
+            correlation = jnp.where(near, 0, correlation)
+            best = jnp.argmax(correlation)
+            fit = jnp.maximum(correlation[best] * bank.inverse_norms[instrument], 0)
+            found.append((power(fit, 1 / objective.lift), best.astype(spectrum.dtype)))
+            near = jnp.abs(bins - best) < _APART
+        return jax.tree.map(lambda *x: jnp.stack(x), *found)
+
+    taken = jnp.where(mine & tones.active, tones.fundamental, jnp.inf)
+    arguments = spectra, others, tones.instrument, taken
+    amplitude, position = jax.lax.map(lambda a: choose(*a), arguments, batch_size=8)
+    here = mine & (jnp.cumsum(mine, axis=1) == 1)  # the instrument's first slot
+
+    def alternative(amplitude, position):
+        put = lambda new, old: jnp.where(here, new, old)
+        return Tones(
+            amplitude=put(amplitude[:, None], tones.amplitude),
+            fundamental=put(position[:, None], tones.fundamental),
+            width=put(SINUSOID_WIDTH, tones.width).astype(tones.width.dtype),
+            inharmonicity=put(0.0, tones.inharmonicity).astype(tones.width.dtype),
+            instrument=tones.instrument,
+            active=jnp.where(mine, here & (amplitude[:, None] > 0), tones.active),
+        )
+
+    return jax.vmap(alternative, in_axes=1, out_axes=1)(amplitude, position)
+
+
+def by_voice(tones: Tones, num_instruments: int, tones_per_instrument: int) -> Tones:
+    """The same tones, the highest given to the first instrument, and so on down to the lowest.
+
+    Voices seldom cross, so that this is nearly right for many pieces whatever the instruments sound like. In
+    frames with fewer tones each goes to the voice whose usual pitch is nearest.
+    """
+    slots = tones_per_instrument
+    pitch = np.where(tones.active, tones.fundamental, -np.inf)
+    count = np.sum(tones.active, axis=1)
+    usual = _usual_pitches(pitch, count, num_instruments)
+    target = np.repeat(usual, slots)
+    instrument = tones.instrument.copy()
+    for frame in np.flatnonzero(count):
+        # In one dimension the squared distance pairs in order: higher tones go to higher voices.
+        sounding = np.flatnonzero(tones.active[frame])
+        distance = (pitch[frame, sounding, None] - target) ** 2
+        row, column = linear_sum_assignment(distance)
+        instrument[frame, sounding[row]] = column // slots
+    return arrange(eqx.tree_at(lambda t: t.instrument, tones, instrument), num_instruments, slots)
+
+
+def _usual_pitches(pitch, count, num_instruments):
+    """Median pitch of each voice, the highest first, over the frames in which all of them sound."""
+    full = count >= num_instruments
+    if not full.any():
+        return np.quantile(pitch[np.isfinite(pitch)], np.linspace(1, 0, num_instruments))
+    ordered = -np.sort(-pitch[full], axis=1)
+    rank = np.arange(pitch.shape[1])
+    voice = np.where(rank < count[full, None], rank * num_instruments // count[full, None], -1)
+    return np.array([np.median(ordered[voice == number]) for number in range(num_instruments)])
+
+
+def _shifted(tones, offset):
+    num_frames = tones.active.shape[0]
+    return jax.tree.map(lambda x: x[np.clip(np.arange(num_frames) + offset, 0, num_frames - 1)], tones)
+
+
+def _owned(tones, num_instruments, instrument):
+    slots = tones.capacity // num_instruments
+    return np.arange(tones.capacity) // slots == instrument
+
+
+def _choose(mask, theirs, mine):
+    return jax.tree.map(lambda x, y: np.where(mask, x, y), theirs, mine)
+
+
+def _with_instruments(tones, slots):
+    owners = np.broadcast_to(np.arange(tones.capacity) // slots, tones.active.shape)
+    return eqx.tree_at(lambda t: t.instrument, tones, owners.astype(np.int32))
+
+
+def _blank(num_frames, num_instruments, slots, dtype):
+    # Arrays of the host: on the device each number of frames would be compiled for.
+    shape = (num_frames, num_instruments * slots)
+    empty = jax.tree.map(np.array, Tones.empty((1, 1), dtype))
+    return _with_instruments(jax.tree.map(lambda x: np.full(shape, x[0, 0]), empty), slots)

@@ -1,0 +1,199 @@
+"""What the notes of a recording have in common, which the loss of a single frame cannot see.
+
+A tone mostly goes on in the next frame, and an instrument keeps to its register. Where two explanations of a
+frame are nearly as good (similar instruments, octaves, unisons), this decides, and it decides for whole
+notes: the cheapest path through the hypotheses of all frames is found by dynamic programming.
+"""
+
+import math
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from jaxsep.numerics.dot import dot
+from jaxsep.signal.axes import LogAxis
+from jaxsep.tones.tones import Tones
+
+__all__ = ["Path", "VoiceModel", "Voices", "best_path"]
+
+
+class VoiceModel(eqx.Module):
+    """Costs of a recording's tones beyond the lifted loss L, in units of the recording's mean loss s.
+
+    `C = Σ_frames L + s Σ_frames ( λ·K + λ'·K' + γ Σ_k ln(p₀ / p_η(μ_k)) + χ·X + κ/2·(begins + ends) )`
+
+    for K tones in a frame, K' of them beyond what their instrument plays at a time, at positions μ_k. The
+    register p_i is the density of an instrument's pitches, estimated from its tones over the recording, and
+    p₀ that of an even spread over two octaves. X counts the pairs of tones of which the one whose instrument
+    plays higher over the recording is the lower one. A tone begins or ends where its instrument has none
+    nearby in pitch in the frame before or after.
+
+    Arguments:
+        register: γ ≥ 0.
+        crossing: χ ≥ 0.
+        change: κ ≥ 0.
+        sounding: λ ≥ 0.
+        ringing: λ' ≥ 0, of a note that still sounds when its instrument plays the next.
+        tolerance: how far, in semitones, a tone may move from one frame to the next.
+        smoothing: standard deviation, in semitones, of the kernel that estimates the registers.
+
+    Example:
+        >>> shape = (20, 1)  # [frames, tones]: an instrument that plays bin 400
+        >>> values = (jnp.full(shape, x) for x in (1.0, 400.0, 1.91, 0.0))
+        >>> tones = jaxsep.Tones(*values, jnp.zeros(shape, int), jnp.ones(shape, bool))
+        >>> voices = jaxsep.VoiceModel(crossing=0.0).fit(tones, 1, 1, jaxsep.LogAxis(), scale=1.0)
+        >>> bool(voices.surprisal[0, 400] < 0 < voices.surprisal[0, 700])
+        True
+    """
+
+    register: float | Float[Array, ""] = 0.1
+    crossing: float | Float[Array, ""] = 0.1
+    change: float | Float[Array, ""] = 0.5
+    sounding: float | Float[Array, ""] = 0.1
+    ringing: float | Float[Array, ""] = 0.1
+    tolerance: float | Float[Array, ""] = 0.7
+    smoothing: float = eqx.field(static=True, default=2.5)
+
+    @classmethod
+    def free(cls) -> "VoiceModel":
+        """No costs beyond the loss: every frame for itself."""
+        return cls(register=0.0, crossing=0.0, change=0.0, sounding=0.0, ringing=0.0)
+
+    def fit(
+        self, tones: Tones, num_instruments: int, tones_per_instrument: int, axis: LogAxis, scale: float
+    ) -> "Voices":
+        """The costs for a recording whose tones `[frames, tones]` are roughly known; `scale` is s."""
+        surprisal = jnp.asarray(_surprisal(tones, num_instruments, axis, self.smoothing), jnp.float32)
+        return Voices(self, surprisal, jnp.asarray(scale, jnp.float32), axis, tones_per_instrument)
+
+
+class Voices(eqx.Module):
+    """A `VoiceModel` for one recording: surprisal `ln(p₀ / p_i)` of every bin, and the scale s.
+
+    The usual height of an instrument is the mean position of its register.
+    """
+
+    model: VoiceModel
+    surprisal: Float[Array, "instruments bins"]
+    scale: Float[Array, ""]
+    axis: LogAxis
+    tones_per_instrument: int = eqx.field(static=True)
+
+    def sounding(self, tones: Tones) -> Float[Array, ""]:
+        """Cost of the tones of one frame, without their loss."""
+        place = jnp.clip(jnp.round(tones.fundamental).astype(jnp.int32), 0, self.axis.num_bins - 1)
+        register = jnp.where(tones.active, self.surprisal[tones.instrument, place], 0)
+        playing = tones.active & (tones.instrument == jnp.arange(self.surprisal.shape[0])[:, None])
+        beyond = jnp.maximum(jnp.sum(playing, axis=1) - self.tones_per_instrument, 0)
+        height = self._heights()[tones.instrument]
+        pairs = tones.active[:, None] & tones.active
+        higher = height[:, None] > height + self._near()  # instruments of one register cannot cross
+        crossed = pairs & higher & (tones.fundamental[:, None] < tones.fundamental - self._near())
+        costs = (
+            self.model.sounding * jnp.sum(tones.active)
+            + self.model.crossing * jnp.sum(crossed)
+            + self.model.ringing * jnp.sum(beyond)
+            + self.model.register * jnp.sum(register)
+        )
+        return self.scale * costs
+
+    def changing(self, before: Tones, after: Tones) -> Float[Array, ""]:
+        """Cost of the step from the tones of one frame to those of the next."""
+        same = (
+            (before.active[:, None] & after.active)
+            & (before.instrument[:, None] == after.instrument)
+            & (jnp.abs(before.fundamental[:, None] - after.fundamental) < self._near())
+        )
+        ends = before.active & ~jnp.any(same, axis=1)
+        begins = after.active & ~jnp.any(same, axis=0)
+        return 0.5 * self.scale * self.model.change * (jnp.sum(ends) + jnp.sum(begins))
+
+    def _near(self):
+        return self.model.tolerance * _semitone(self.axis)
+
+    def _heights(self):
+        density = jnp.exp(-self.surprisal)
+        return dot(density, jnp.arange(self.axis.num_bins, dtype=density.dtype)) / jnp.sum(density, axis=1)
+
+
+class Path(eqx.Module):
+    """The cheapest hypothesis of every frame.
+
+    - `choice`: its number.
+    - `cost`: total cost C of the path.
+    - `marginal`: the cheapest C of a path through each hypothesis.
+    """
+
+    choice: Int[Array | np.ndarray, " frames"]
+    cost: Float[Array | np.ndarray, ""]
+    marginal: Float[Array | np.ndarray, "frames hypotheses"]
+
+
+@eqx.filter_jit
+def best_path(
+    voices: Voices,
+    tones: Tones,
+    loss: Float[Array, "frames hypotheses"],
+    num_frames: Int[Array, ""] | None = None,
+) -> Path:
+    """The path of least cost through the hypotheses of all frames, by dynamic programming.
+
+    Arguments:
+        voices: the costs.
+        tones: `[frames, hypotheses, tones]`.
+        loss: lifted loss of each hypothesis; infinite where there is none.
+        num_frames: frames from this one on, and steps to them, cost nothing, so that recordings of several
+            lengths can be padded to one (default: all count).
+    """
+    num_frames = loss.shape[0] if num_frames is None else num_frames
+    inside = jnp.arange(loss.shape[0]) < num_frames
+    cost = loss.astype(jnp.float32) + jax.vmap(jax.vmap(voices.sounding))(tones)
+    cost = jnp.where(inside[:, None], cost, 0)
+    # A step costs the same backwards: one scan runs from both ends.
+    both = lambda x: jnp.stack([x, x[::-1]], axis=1)
+    ways, cost, inside = jax.tree.map(both, (tones, cost, inside))
+    counts = inside & jnp.roll(inside, 1, axis=0).at[0].set(False)
+    pairs = jax.vmap(jax.vmap(voices.changing, in_axes=(None, 0)), in_axes=(0, None))
+
+    def step(before, so_far, now, cost, counts):
+        steps = so_far[:, None] + jnp.where(counts, pairs(before, now), 0)
+        arrived = jnp.min(steps, axis=0)
+        return arrived, arrived + cost, jnp.argmin(steps, axis=0).astype(jnp.int32)
+
+    def advance(carry, here):
+        arrived, total, origin = jax.vmap(step)(*carry, *here)
+        return (here[0], total), (arrived, total[0], origin[0])
+
+    start = jax.tree.map(lambda x: x[0], ways), jnp.zeros_like(cost[0])
+    _, (arrived, reached, origin) = jax.lax.scan(advance, start, (ways, cost, counts))
+    last = jnp.argmin(reached[-1]).astype(jnp.int32)
+    _, choice = jax.lax.scan(lambda h, back: (back[h], back[h]), last, origin[1:], reverse=True)
+    return Path(jnp.append(choice, last), reached[-1, last], reached + arrived[::-1, 1])
+
+
+def _surprisal(tones, num_instruments, axis, smoothing):
+    """`ln(p₀ / p_i)` from the pitches of each instrument, each weighted by the root of its amplitude."""
+    width = smoothing * _semitone(axis)
+    reach = np.arange(-math.ceil(4 * width), math.ceil(4 * width) + 1)
+    kernel = np.exp(-0.5 * (reach / width) ** 2)
+    place = np.clip(np.round(tones.fundamental), 0, axis.num_bins - 1).astype(int)
+    rows = []
+    for number in range(num_instruments):
+        mine = tones.active & (tones.instrument == number)
+        count = np.bincount(place[mine], np.sqrt(tones.amplitude[mine]), axis.num_bins)
+        smooth = np.convolve(count, kernel, "same")
+        smooth = smooth / max(smooth.sum(), np.finfo(float).tiny)
+        # A little of an even spread, so that no pitch is impossible.
+        rows.append((1 - _SPREAD) * smooth + _SPREAD / axis.num_bins)
+    return -np.log(np.stack(rows) * 24 * _semitone(axis))
+
+
+#: Part of a register that is spread evenly over the axis.
+_SPREAD = 0.02
+
+
+def _semitone(axis):
+    return axis.bins_per_neper * math.log(2) / 12

@@ -1,0 +1,80 @@
+"""What a separation returns, and what cannot be separated."""
+
+import equinox as eqx
+import numpy as np
+from jaxtyping import Float
+
+from jaxsep.audio import check_samples
+from jaxsep.tones.dictionary import Dictionary
+from jaxsep.tones.tones import Tones
+
+__all__ = ["Separation", "check_request"]
+
+#: Seconds of a window, the shortest recording.
+_WINDOW = 0.256
+
+#: More instruments than anyone can tell apart blindly: surely a mistake.
+_MAX_INSTRUMENTS = 16
+
+
+class Separation(eqx.Module):
+    """Stems of a recording, with what was found on the way.
+
+    - `stems`: `[instruments, samples]`, or `[instruments, channels, samples]` for a recording with channels,
+      at its own rate and length.
+    - `sample_rate`: in Hz.
+    - `tones`: `[frames, tones]`; amplitudes in the recording's units, fundamentals in Hz. After a full search
+      an instrument may have one tone more than it plays at a time: a note that rings on, or the next one.
+    - `times`: centre of each frame in seconds.
+    - `dictionary`: harmonics of each instrument, whatever the pitch.
+    - `loss`: lifted loss of each frame, for spectra with a peak of 1; of a network, the lifted distance of
+      the frame from its direct predictions.
+    - `confidence`: by how much, in units of the mean loss of a frame, the cost of the recording would grow
+      with other notes in this frame; infinite where none were considered, NaN without the full search.
+    - `cost_trace`: mean cost of a frame after each round of the search, the last that of the result
+      (`VoiceModel`); without the full search, the mean loss alone.
+    - `restart_losses`: of every learned dictionary, the chosen one first; empty where none was.
+    - `seconds`: wall time of every stage.
+
+    Example:
+        >>> mixture, stems, rate = jaxsep.demo_recording()
+        >>> settings = jaxsep.PursuitSettings(restarts=1, steps=3, search="greedy")
+        >>> result = jaxsep.separate(mixture[:rate], rate, 2, settings=settings, key=jax.random.key(0))
+        >>> result.tones.fundamental.shape, result.dictionary.harmonics.shape
+        ((95, 2), (2, 25))
+    """
+
+    stems: Float[np.ndarray, "instruments *channels samples"]
+    sample_rate: int = eqx.field(static=True)
+    tones: Tones
+    times: Float[np.ndarray, " frames"]
+    dictionary: Dictionary
+    loss: Float[np.ndarray, " frames"]
+    confidence: Float[np.ndarray, " frames"]
+    cost_trace: tuple[float, ...]
+    restart_losses: tuple[float, ...]
+    seconds: dict[str, float]
+
+
+def check_request(
+    samples: np.ndarray, sample_rate: int, num_instruments: int, dictionary: Dictionary | None
+) -> None:
+    """Refuses what cannot be separated, with one sentence.
+
+    Raises: `ValueError` for samples that are not finite, silent or shorter than a window, for a number of
+    instruments out of range, and for a dictionary of another number of instruments.
+    """
+    check_samples(samples, sample_rate)
+    if num_instruments < 1:
+        raise ValueError(f"num_instruments: expected at least 1, got {num_instruments}")
+    if num_instruments > _MAX_INSTRUMENTS:
+        raise ValueError(f"num_instruments: expected at most {_MAX_INSTRUMENTS}, got {num_instruments}")
+    if samples.shape[-1] < _WINDOW * sample_rate:
+        raise ValueError(
+            f"samples: expected at least one window of {_WINDOW:.3f} s, "
+            f"got {samples.shape[-1] / sample_rate:.3f} s"
+        )
+    if dictionary is not None and dictionary.num_instruments != num_instruments:
+        raise ValueError(
+            f"dictionary: expected {num_instruments} instruments, got {dictionary.num_instruments}"
+        )
