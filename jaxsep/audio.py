@@ -14,7 +14,7 @@ import soxr
 from jaxtyping import Float, Float32
 from numpy.typing import ArrayLike
 
-from jaxsep.files import AudioError, _hidden_sibling, _reason
+from jaxsep.files import AudioError, reason, replacing
 
 _Mono = Float32[np.ndarray, " samples"]
 
@@ -150,15 +150,11 @@ def write_audio(
             f"{path} would be clipped: the peak is {peak:.4g} and {subtype} ends at 1; "
             "lower the level or write WAV with the subtype FLOAT."
         )
-    draft = _hidden_sibling(path)
     try:
-        draft.touch()  # unlike libsndfile, says why a file cannot be created
-        soundfile.write(draft, samples.T, int(sample_rate), subtype=subtype, format=kind)
-        os.replace(draft, path)
+        with replacing(path) as draft:
+            soundfile.write(draft, samples.T, int(sample_rate), subtype=subtype, format=kind)
     except (OSError, soundfile.SoundFileError) as error:
-        raise AudioError(f"{path} cannot be written: {_reason(error)}.") from error
-    finally:
-        draft.unlink(missing_ok=True)
+        raise AudioError(f"{path} cannot be written: {reason(error)}.") from error
 
 
 class Recording:
@@ -270,7 +266,7 @@ def _check_file(path: Path) -> None:
     except FileNotFoundError:
         raise AudioError(f"{path} does not exist.") from None
     except OSError as error:
-        raise AudioError(f"{path} cannot be read: {_reason(error)}.") from error
+        raise AudioError(f"{path} cannot be read: {reason(error)}.") from error
     if size == 0:
         raise AudioError(f"{path} is empty (0 bytes).")
     if missing > 0:

@@ -2,50 +2,73 @@
 
 import os
 import shutil
-import signal
-import threading
 import uuid
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from types import FrameType, TracebackType
+from types import TracebackType
 
-__all__ = ["AudioError", "OutputFolder"]
+__all__ = ["AudioError", "OutputFolder", "reason", "replacing"]
 
 
 class AudioError(ValueError):
     """A recording or an output place that cannot be used; the message is one sentence for the user.
 
-    **Example**
-
-    >>> try:
-    ...     jaxsep.read_audio("missing.wav")
-    ... except jaxsep.AudioError as error:
-    ...     print(error)
-    missing.wav does not exist.
+    Example:
+        >>> try:
+        ...     jaxsep.read_audio("missing.wav")
+        ... except jaxsep.AudioError as error:
+        ...     print(error)
+        missing.wav does not exist.
     """
+
+
+@contextmanager
+def replacing(path: str | os.PathLike, *, durable: bool = False) -> Iterator[Path]:
+    """A draft beside `path` that takes its name when the block ends, and is removed when the block raises.
+
+    Arguments:
+        path: an existing file is replaced in one step.
+        durable: whether not even a power failure may leave a file that is not whole.
+
+    Raises: `AudioError`, one sentence naming `path`, if nothing can be written there.
+    """
+    path = Path(path)
+    draft = _hidden_sibling(path)
+    try:
+        draft.touch()  # not every library says why a file cannot be created
+        yield draft
+        if durable:
+            with draft.open("rb+") as file:
+                os.fsync(file.fileno())
+        os.replace(draft, path)
+    except OSError as error:
+        if error.filename in (draft, str(draft)):
+            raise AudioError(f"{path} cannot be written: {reason(error)}.") from error
+        raise
+    finally:
+        draft.unlink(missing_ok=True)
 
 
 class OutputFolder:
     """Context manager for a folder of results that appears whole or not at all.
 
     The block writes into a hidden folder beside the final one, which takes the final name when the block ends
-    and is removed when the block raises (`KeyboardInterrupt` and termination by SIGTERM included).
+    and is removed when the block raises, `KeyboardInterrupt` included.
 
-    **Arguments**
+    Arguments:
+        path: the final folder; missing parents are created.
+        force: replace an existing folder, with all it contains, and only once the new one is complete.
 
-    - `path`: the final folder; missing parents are created.
-    - `force`: replace an existing folder, with all it contains, and only once the new one is complete.
-
-    **Raises** `AudioError`, one sentence, on entry: if the path is a file, a folder with content (without
+    Raises: `AudioError`, one sentence, on entry: if the path is a file, a folder with content (without
     `force`) or a folder around the working or home folder, or if nothing can be written there. If the
     finished folder cannot take its name, the sentence says where the results are.
 
-    **Example**
-
-    >>> with jaxsep.OutputFolder("separated") as folder:
-    ...     jaxsep.write_audio(folder / "stem-1.wav", np.zeros(480), 48_000)
-    >>> jaxsep.read_audio("separated/stem-1.wav", allow_silence=True)[0].shape
-    (1, 480)
+    Example:
+        >>> with jaxsep.OutputFolder("separated") as folder:
+        ...     jaxsep.write_audio(folder / "stem-1.wav", np.zeros(480), 48_000)
+        >>> jaxsep.read_audio("separated/stem-1.wav", allow_silence=True)[0].shape
+        (1, 480)
     """
 
     def __init__(self, path: str | os.PathLike, *, force: bool = False):
@@ -61,23 +84,18 @@ class OutputFolder:
             self._draft.mkdir(parents=True)
         except OSError as error:
             _remove_empty(parents)
-            raise AudioError(f"The folder {self.path} cannot be written: {_reason(error)}.") from error
+            raise AudioError(f"The folder {self.path} cannot be written: {reason(error)}.") from error
         self._new_parents = parents
-        self._catches_sigterm = _catch_sigterm()
         return self._draft
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        try:
-            if kind is None:
-                self._publish()
-            else:
-                shutil.rmtree(self._draft, ignore_errors=True)
-                _remove_empty(self._new_parents)
-        finally:
-            if self._catches_sigterm:
-                signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        if kind is None:
+            self._publish()
+        else:
+            shutil.rmtree(self._draft, ignore_errors=True)
+            _remove_empty(self._new_parents)
 
     def _check_free(self) -> None:
         """Refuse a place that is taken, and one whose replacement would take the user's files with it."""
@@ -105,14 +123,17 @@ class OutputFolder:
             with suppress(OSError):
                 retired.rename(self.path)
             raise AudioError(
-                f"{self.path} cannot be written: {_reason(error)}; the results are in {self._draft}."
+                f"{self.path} cannot be written: {reason(error)}; the results are in {self._draft}."
             ) from error
         shutil.rmtree(retired, ignore_errors=True)
 
 
 def _hidden_sibling(path: Path) -> Path:
-    """A new name in the same folder, hence on the same file system, from which renaming is atomic."""
-    return path.parent / f".jaxsep-{uuid.uuid4().hex}"
+    """A new name in the same folder, hence on the same file system, from which renaming is atomic.
+
+    The suffix stays, by which many libraries tell what to write.
+    """
+    return path.parent / f".jaxsep-{uuid.uuid4().hex}{path.suffix}"
 
 
 def _remove_empty(folders: list[Path]) -> None:
@@ -122,21 +143,7 @@ def _remove_empty(folders: list[Path]) -> None:
             folder.rmdir()
 
 
-def _catch_sigterm() -> bool:
-    """Turn SIGTERM into `SystemExit`, so that `with` blocks clean up, unless the program handles it."""
-    if threading.current_thread() is not threading.main_thread():
-        return False  # only the main thread may set handlers
-    if signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
-        return False
-    signal.signal(signal.SIGTERM, _exit_on_signal)
-    return True
-
-
-def _exit_on_signal(number: int, frame: FrameType | None) -> None:
-    raise SystemExit(128 + number)
-
-
-def _reason(error: Exception) -> str:
+def reason(error: Exception) -> str:
     """The cause in words, without the path and number that an OSError adds."""
     words = getattr(error, "strerror", None) or getattr(error, "error_string", None) or str(error)
     return words.rstrip(". ")

@@ -14,7 +14,8 @@ import pytest
 import soundfile
 
 from jaxsep.audio import check_samples, demo_recording, read_audio, resample, write_audio
-from jaxsep.files import AudioError, OutputFolder
+from jaxsep.cli.process import Stopped, stoppable
+from jaxsep.files import AudioError, OutputFolder, replacing
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 DEMO_FOLDER = REPOSITORY / "jaxsep" / "data" / "demo"
@@ -332,6 +333,34 @@ def interrupt(error):
     raise error
 
 
+class TestReplacing:
+    def test_takes_the_name_at_the_end(self, tmp_path):
+        path = tmp_path / "a.txt"
+        path.write_text("old")
+        with replacing(path, durable=True) as draft:
+            draft.write_text("new")
+            assert (draft.suffix, path.read_text()) == (".txt", "old")
+        assert contents(tmp_path) == {"a.txt": "new"}
+
+    @pytest.mark.parametrize("error", [RuntimeError, OSError, KeyboardInterrupt])
+    def test_an_exception_keeps_the_old_file(self, tmp_path, error):
+        path = tmp_path / "a.txt"
+        path.write_text("old")
+        with pytest.raises(error), replacing(path) as draft:
+            draft.write_text("new") and interrupt(error)
+        assert contents(tmp_path) == {"a.txt": "old"}
+
+    @pytest.mark.parametrize("name", ["folder", "folder/none/a.txt"])
+    def test_an_impossible_place_is_named(self, tmp_path, name):
+        (tmp_path / "folder").mkdir()
+        with (
+            pytest.raises(AudioError, match=f"{name} cannot be written: .*director"),
+            replacing(tmp_path / name),
+        ):
+            pass
+        assert contents(tmp_path) == {"folder": None}
+
+
 class TestOutputFolder:
     @pytest.fixture
     def old(self, tmp_path):
@@ -355,22 +384,14 @@ class TestOutputFolder:
         assert contents(tmp_path) == {}
 
     def test_termination_leaves_nothing(self, tmp_path):
-        with pytest.raises(SystemExit) as stop:
+        with pytest.raises(Stopped), stoppable():
             produce(tmp_path / "out", meanwhile=lambda: signal.raise_signal(signal.SIGTERM))
-        assert stop.value.code == 128 + signal.SIGTERM
         assert contents(tmp_path) == {}
-        assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
-    def test_other_handlers_of_termination_are_kept(self, tmp_path):
-        received = []
-        signal.signal(signal.SIGTERM, lambda number, frame: received.append(number))
-        try:
-            produce(tmp_path / "out", meanwhile=lambda: signal.raise_signal(signal.SIGTERM))
-            signal.raise_signal(signal.SIGTERM)
-        finally:
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        assert received == [signal.SIGTERM] * 2
-        assert contents(tmp_path) == {"out/a.txt": "new"}
+    def test_handlers_of_signals_are_the_programs(self, tmp_path):
+        before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+        with OutputFolder(tmp_path / "out"):
+            assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
 
     def test_works_in_another_thread(self, tmp_path):
         thread = threading.Thread(target=produce, args=[tmp_path / "out"])

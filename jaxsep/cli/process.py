@@ -10,7 +10,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import NoReturn
-from uuid import uuid4
+
+from jaxsep.files import replacing
 
 __all__ = ["Stopped", "check_outside", "is_stopping", "new_file", "start_jax", "stoppable"]
 
@@ -96,13 +97,5 @@ def new_file(path: Path, force: bool, suffix: str = ".png") -> Iterator[Path]:
         raise ValueError(f"{path} is a folder; name a file.")
     if path.exists() and not force:
         raise ValueError(f"{path} exists; name another file or replace it with --force.")
-    draft = path.parent / f".jaxsep-{uuid4().hex}{suffix}"
-    try:
-        draft.touch()
-    except OSError as error:
-        raise ValueError(f"{path} cannot be written: {error.strerror}.") from error
-    try:
+    with replacing(path) as draft:
         yield draft
-        draft.replace(path)
-    finally:
-        draft.unlink(missing_ok=True)

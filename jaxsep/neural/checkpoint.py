@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxsep.files import replacing
 from jaxsep.neural.settings import NeuralSettings
 from jaxsep.neural.training import Trainer, TrainingState
 
@@ -29,18 +30,10 @@ def save_checkpoint(path: str | os.PathLike, trainer: Trainer, state: TrainingSt
         state: what training continues from.
         source: what tells the recording from others, such as a hash.
     """
-    path = Path(path)
     arrays = {f"array{number}": leaf for number, leaf in enumerate(_arrays(state))}
     header = _header(trainer, source) | {"num_arrays": len(arrays)}
-    draft = path.with_name(f".{path.name}.{os.getpid()}.draft")
-    try:
-        with draft.open("wb") as file:
-            np.savez(file, header=np.array(json.dumps(header)), **arrays)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(draft, path)
-    finally:
-        draft.unlink(missing_ok=True)
+    with replacing(path, durable=True) as draft, draft.open("wb") as file:
+        np.savez(file, header=np.array(json.dumps(header)), **arrays)
 
 
 def load_checkpoint(path: str | os.PathLike, trainer: Trainer, source: str) -> TrainingState:

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
+from jaxsep.files import replacing
 from jaxsep.signal.axes import LogAxis
 from jaxsep.tones.tones import Tones
 
@@ -43,15 +44,9 @@ class Dictionary(eqx.Module):
 
     def save(self, path: str | os.PathLike) -> None:
         """Writes an `.npz` file of a JSON header and the array; the file appears whole or not at all."""
-        path = Path(path)
         header = {"format": _FORMAT, "version": _VERSION, "arrays": ["harmonics"]}
-        draft = path.with_name(f".{path.name}.{os.getpid()}.draft")
-        try:
-            with draft.open("wb") as file:
-                np.savez(file, header=np.array(json.dumps(header)), harmonics=np.asarray(self.harmonics))
-            os.replace(draft, path)
-        finally:
-            draft.unlink(missing_ok=True)
+        with replacing(path) as draft, draft.open("wb") as file:
+            np.savez(file, header=np.array(json.dumps(header)), harmonics=np.asarray(self.harmonics))
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> "Dictionary":
