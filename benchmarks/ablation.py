@@ -29,7 +29,7 @@ from benchmarks.common import (
 from jaxsep.search.voices import VoiceModel
 from jaxsep.separation.result import Separation
 from jaxsep.separation.separate import separate
-from jaxsep.separation.settings import PursuitSettings
+from jaxsep.separation.settings import SeparationSettings
 
 #: Settings and costs that differ from the defaults.
 VARIANTS: dict[str, tuple[dict[str, Any], dict[str, float]]] = {
@@ -59,7 +59,7 @@ def main(
     """SDR, notes found and seconds with each ingredient of the search switched off."""
     names = chosen_pieces(pieces)[: 1 if quick else None]
     chosen = split_list(variants) or list(VARIANTS)[: 2 if quick else None]
-    base = PursuitSettings(restarts=1, steps=6, rounds=1) if quick else PursuitSettings()
+    base = SeparationSettings(restarts=1, steps=6, rounds=1) if quick else SeparationSettings()
     document: dict[str, Any] = {"environment": environment(), "seconds": seconds, "runs": []}
     print(f"{describe(document['environment'])}\nfirst {seconds or 'all'} seconds of {', '.join(names)}\n")
     for name in names:
@@ -71,7 +71,7 @@ def main(
     print(f"\n{table(document['runs'])}\n\nWritten to {path}")
 
 
-def run(piece: Piece, variant: str, base: PursuitSettings) -> dict[str, Any]:
+def run(piece: Piece, variant: str, base: SeparationSettings) -> dict[str, Any]:
     """Mean SDR, part of the steady frames with the right notes, loss, and seconds of a variant."""
     options, costs = VARIANTS[variant]
     begin = time.perf_counter()

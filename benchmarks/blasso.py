@@ -31,7 +31,7 @@ from jaxsep.blasso.spikes import Spikes, synthesise
 from jaxsep.pursuit.loss import LiftedLoss
 from jaxsep.separation.chunks import ANALYSIS_RATE, log_spectra, resynthesise
 from jaxsep.separation.separate import separate
-from jaxsep.separation.settings import PursuitSettings
+from jaxsep.separation.settings import SeparationSettings
 from jaxsep.signal.axes import LogAxis
 from jaxsep.signal.peaks import PeakPursuit
 from jaxsep.signal.stft import GaussianSTFT
@@ -318,7 +318,7 @@ def piece(seconds: float | None, quick: bool) -> dict[str, float]:
     request = music.mixture, music.sample_rate, len(music.instruments)
     key = jax.random.key(0)
     fast = {"restarts": 1, "steps": 6} if quick else {}
-    pursued = separate(*request, settings=PursuitSettings(**fast), key=key)
+    pursued = separate(*request, settings=SeparationSettings(**fast), key=key)
     mean = lambda stems: float(np.mean(scores(music.stems, stems)["sdr"]))
     figures = {"pursuit, blind": mean(pursued.stems)}
     for lift in (0.5, 1.0):
@@ -327,7 +327,7 @@ def piece(seconds: float | None, quick: bool) -> dict[str, float]:
             figures[f"spikes alone, lift {lift}, alpha {alpha}"] = mean(stems)
     for search in ("greedy", "full"):
         for method in ("pursuit", "blasso"):
-            settings = PursuitSettings(method=method, search=search, **fast)
+            settings = SeparationSettings(method=method, search=search, **fast)
             found = separate(*request, settings=settings, dictionary=pursued.dictionary, key=key)
             figures[f"{method}, search {search}"] = mean(found.stems)
             figures[f"{method}, search {search}: loss"] = float(found.loss.mean())
@@ -337,7 +337,7 @@ def piece(seconds: float | None, quick: bool) -> dict[str, float]:
 
 def stems_of_spikes(music: Piece, dictionary: Dictionary, lift: float, alpha: float) -> np.ndarray:
     """Stems that the largest spikes of every frame give, with nothing refined."""
-    settings, axis = PursuitSettings(), LogAxis()
+    settings, axis = SeparationSettings(), LogAxis()
     stft = GaussianSTFT(hop=settings.hop)
     samples = resample(music.mixture[None].astype(np.float32), music.sample_rate, ANALYSIS_RATE)
     spectra = log_spectra(samples[0], stft, axis, PeakPursuit(), lambda: None)

@@ -29,7 +29,7 @@ from benchmarks.notes import score
 from jaxsep.audio import resample
 from jaxsep.metrics import sdr_sir_sar_gain
 from jaxsep.separation.separate import separate
-from jaxsep.separation.settings import PursuitSettings
+from jaxsep.separation.settings import SeparationSettings
 from jaxsep.signal.masks import ratio_masks
 from jaxsep.signal.stft import GaussianSTFT
 
@@ -45,14 +45,14 @@ def main(
     seconds: Annotated[float | None, typer.Option(help="Use the start of each piece alone.", min=0.3)] = None,
     pieces: Annotated[str, typer.Option(help="Names, separated by commas.  [default: all]")] = "",
     seeds: Annotated[str, typer.Option(help="Numbers, separated by commas.")] = "0",
-    options: Annotated[str, typer.Option(help="Further fields of PursuitSettings, as JSON.")] = "{}",
+    options: Annotated[str, typer.Option(help="Further fields of SeparationSettings, as JSON.")] = "{}",
 ) -> None:
     """Quality, wall time and memory of the separation of every piece."""
     settings = {"search": search, **(_QUICK if quick else {}), **json.loads(options)}
     names = chosen_pieces(pieces)[: 1 if quick else None]
     seconds = 3.0 if quick and seconds is None else seconds
     document = {"settings": settings, "seconds": seconds, "runs": []}
-    print(f"{PursuitSettings(**settings)}\nfirst {seconds or 'all'} seconds, seeds {seeds}\n")
+    print(f"{SeparationSettings(**settings)}\nfirst {seconds or 'all'} seconds, seeds {seeds}\n")
     for name in names:
         for seed in map(int, split_list(seeds)):
             request = {"name": name, "seconds": seconds, "seed": seed, "settings": settings}
@@ -76,7 +76,7 @@ def separate_piece(name: str, seconds: float | None, seed: int, settings: dict[s
         piece.mixture,
         piece.sample_rate,
         len(piece.instruments),
-        settings=PursuitSettings(**settings),
+        settings=SeparationSettings(**settings),
         key=jax.random.key(seed),
     )
     wall = time.perf_counter() - begin

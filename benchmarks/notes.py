@@ -22,7 +22,7 @@ from benchmarks.common import (
 from jaxsep.metrics import sdr_sir_sar_gain
 from jaxsep.notes.notes import Note, find_notes
 from jaxsep.separation.separate import separate
-from jaxsep.separation.settings import PursuitSettings
+from jaxsep.separation.settings import SeparationSettings
 
 #: A note is found if its onset is as near in seconds and its pitch in cents.
 ONSET_TOLERANCE, PITCH_TOLERANCE = 0.05, 50.0
@@ -65,7 +65,7 @@ def run(name: str, seconds: float | None, seed: int, settings: dict[str, Any]) -
         piece.mixture,
         piece.sample_rate,
         len(piece.instruments),
-        settings=PursuitSettings(**settings),
+        settings=SeparationSettings(**settings),
         key=jax.random.key(seed),
     )
     order = np.asarray(sdr_sir_sar_gain(piece.stems, separation.stems).permutation)

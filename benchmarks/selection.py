@@ -26,7 +26,7 @@ from benchmarks.common import (
 from jaxsep.learning.learner import similarity
 from jaxsep.numerics.devices import parallel_map
 from jaxsep.separation.separate import separate
-from jaxsep.separation.settings import PursuitSettings
+from jaxsep.separation.settings import SeparationSettings
 
 PIECES = "k487_08_recorder_violin,k487_01_trumpet_cello,k487_11_flute_clarinet"
 CRITERIA = ("restart_loss", "loss", "cost")
@@ -43,7 +43,7 @@ def main(
     pieces: Annotated[str, typer.Option(help="Names, separated by commas.")] = PIECES,
 ) -> None:
     """SDR of the restart chosen by its loss, against the best of the restarts."""
-    settings = PursuitSettings(search=search)
+    settings = SeparationSettings(search=search)
     restarts = restarts or settings.restarts
     names = chosen_pieces(pieces)
     if quick:
@@ -64,7 +64,7 @@ def main(
     print(f"\n{table(results)}\n\nWritten to {path}")
 
 
-def run_restarts(piece: Piece, settings: PursuitSettings, num_restarts: int, seed: int) -> list[dict]:
+def run_restarts(piece: Piece, settings: SeparationSettings, num_restarts: int, seed: int) -> list[dict]:
     """Every restart of a key, separated and scored."""
     single = dataclasses.replace(settings, restarts=1)
     key = jax.random.key(seed)

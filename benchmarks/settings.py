@@ -16,7 +16,7 @@ from benchmarks.common import (
     write_json,
 )
 from jaxsep.separation.separate import separate
-from jaxsep.separation.settings import PursuitSettings
+from jaxsep.separation.settings import SeparationSettings
 
 #: Settings that are compared: the defaults, and one of them at a time as in P1.
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -54,10 +54,10 @@ def compare(name: str, seconds: float | None, base: dict[str, Any]) -> dict[str,
     piece = load_piece(name, seconds)
     request = piece.mixture, piece.sample_rate, len(piece.instruments)
     key = jax.random.key(0)
-    dictionary = separate(*request, settings=PursuitSettings(**base), key=key).dictionary
+    dictionary = separate(*request, settings=SeparationSettings(**base), key=key).dictionary
 
     def sdr(options):
-        settings = PursuitSettings(**base, **options)
+        settings = SeparationSettings(**base, **options)
         separation = separate(*request, settings=settings, dictionary=dictionary, key=key)
         return float(np.mean(scores(piece.stems, separation.stems)["sdr"]))
 

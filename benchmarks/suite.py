@@ -35,7 +35,7 @@ from jaxsep.audio import demo_recording
 from jaxsep.numerics.devices import over_frames
 from jaxsep.pursuit.tone_pursuit import TonePursuit
 from jaxsep.separation.separate import separate
-from jaxsep.separation.settings import PursuitSettings
+from jaxsep.separation.settings import SeparationSettings
 
 __all__ = ["compare", "run"]
 
@@ -183,7 +183,7 @@ def measure_devices(quick: bool, frames: int, number: int) -> dict[str, Any]:
 def measure_whole(quick: bool) -> dict[str, Any]:
     """The demo recording from samples to stems, first with compilation, then without."""
     mixture, _, rate = demo_recording()
-    settings = PursuitSettings(**PursuitSettings.FAST) if quick else PursuitSettings()
+    settings = SeparationSettings(**SeparationSettings.FAST) if quick else SeparationSettings()
     runs = []
 
     def whole():

@@ -14,16 +14,16 @@ from benchmarks.common import (
     markdown_table,
     write_json,
 )
-from jaxsep.separation.settings import PursuitSettings
+from jaxsep.separation.settings import SeparationSettings
 
 PICTURE = ROOT / "benchmarks" / "pictures" / "tradeoff.png"
 #: An easy piece, one in which instruments sound alike, and one that is hard to search.
 PIECES = "k487_08_recorder_violin,bwv784_violin_cello,k487_08_clarinet_piano"
 
-#: From quick to thorough; the fields of `PursuitSettings` that differ from the defaults.
+#: From quick to thorough; the fields of `SeparationSettings` that differ from the defaults.
 VARIANTS: dict[str, dict[str, Any]] = {
     "greedy": {"restarts": 2, "steps": 48, "search": "greedy"},
-    "fast": PursuitSettings.FAST,
+    "fast": SeparationSettings.FAST,
     "1 round": {"rounds": 1},
     "default": {},
     "4 rounds": {"rounds": 4},

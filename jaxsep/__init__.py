@@ -66,6 +66,7 @@ _HOME = {
     "separate_neural": "separation.neural",
     "NeuralSettings": "neural.settings",
     "PursuitSeparator": "separation.chain",
+    "SeparationSettings": "separation.settings",
     "PursuitSettings": "separation.settings",
     "Separation": "separation.result",
     "SeparationScores": "metrics",

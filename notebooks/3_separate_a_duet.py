@@ -107,7 +107,7 @@ assert decibels[0] > min(decibels) + 5
 # All this, and the search through the whole recording for the cheapest explanation, is one call.
 
 # %%
-settings = jaxsep.PursuitSettings(restarts=2, steps=60)
+settings = jaxsep.SeparationSettings(restarts=2, steps=60)
 result = jaxsep.separate(mixture[first], rate, num_instruments=2, settings=settings, key=jax.random.key(0))
 print("seconds:", {stage: round(value, 1) for stage, value in result.seconds.items()})
 

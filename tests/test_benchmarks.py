@@ -17,7 +17,7 @@ from benchmarks.artificial import cosine, make_learner, random_tones, seen_frame
 from benchmarks.corpus import oracle_stems
 from jaxsep.notes.notes import Note
 from jaxsep.search.voices import VoiceModel
-from jaxsep.separation.settings import PursuitSettings
+from jaxsep.separation.settings import SeparationSettings
 from jaxsep.tones.tones import Tones
 
 RATE = 16_000
@@ -235,7 +235,7 @@ def test_variants_of_the_search_are_compared_with_the_full_one():
     assert [cell.strip() for cell in rows[2].split("|")][1:5] == ["full", "11.00", "+0.00", "90.0%"]
     assert [cell.strip() for cell in rows[3].split("|")][1:5] == ["greedy", "8.00", "-3.00", "50.0%"]
     for options, costs in ablation.VARIANTS.values():
-        PursuitSettings(**options)
+        SeparationSettings(**options)
         VoiceModel(**costs)
 
 

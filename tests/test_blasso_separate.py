@@ -9,9 +9,9 @@ from test_cli import contents, quick, run, workplace  # noqa: F401 (fixtures)
 from test_separate import MELODIES, RATE, Listener, assert_sum, mixture, true_dictionary, worst_ratio
 
 from jaxsep.separation.separate import separate
-from jaxsep.separation.settings import PursuitSettings
+from jaxsep.separation.settings import SeparationSettings
 
-SETTINGS = PursuitSettings(method="blasso")
+SETTINGS = SeparationSettings(method="blasso")
 
 
 def separated(samples, settings=SETTINGS, **options):
@@ -61,7 +61,7 @@ def test_the_search_goes_on_from_the_spikes(duet):
     full, spikes = duet[0], separated(mixture(), dataclasses.replace(SETTINGS, search="greedy"))
     assert spikes.cost_trace == (pytest.approx(spikes.loss.mean()),)
     assert full.loss.mean() < spikes.loss.mean()
-    pursued = separated(mixture(), PursuitSettings())
+    pursued = separated(mixture(), SeparationSettings())
     assert full.cost_trace[-1] == pytest.approx(pursued.cost_trace[-1], rel=0.05)
     assert full.loss.mean() < 1.05 * pursued.loss.mean()
 
@@ -95,13 +95,13 @@ def test_silence_within_a_recording_has_no_tones():
 )
 def test_impossible_settings(options, message):
     with pytest.raises(ValueError, match=message):
-        PursuitSettings(**options)
+        SeparationSettings(**options)
 
 
 def test_the_command_line_chooses_the_method(workplace, quick):  # noqa: F811
     code, _, err = run("separate", "mix.wav", "-n", 2, "-o", "out", "--method", "blasso", "--alpha", 0.4)
     assert code == 0, err
-    assert quick[0][3] == PursuitSettings(method="blasso", alpha=0.4)
+    assert quick[0][3] == SeparationSettings(method="blasso", alpha=0.4)
     code, _, err = run("separate", "mix.wav", "-n", 2, "-o", "other", "--method", "magic")
     assert code == 2
     assert "magic" in err

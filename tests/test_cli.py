@@ -26,7 +26,7 @@ from jaxsep.results.document import TONE_COLUMNS, evaluation_document
 from jaxsep.separation import separate as pursuit
 from jaxsep.separation import stages
 from jaxsep.separation.result import Separation
-from jaxsep.separation.settings import PursuitSettings
+from jaxsep.separation.settings import SeparationSettings
 from jaxsep.tones.dictionary import Dictionary
 
 
@@ -130,7 +130,7 @@ class TestSeparate:
     def test_defaults_are_those_of_the_library(self, workplace, quick):
         run("separate", "mix.wav", "-n", 2, "-o", "out", "--no-cache")
         samples, sample_rate, num_instruments, settings, dictionary, key = quick[0]
-        assert settings == PursuitSettings()
+        assert settings == SeparationSettings()
         assert (samples.shape, sample_rate, num_instruments, dictionary) == ((1, RATE), RATE, 2, None)
         assert jax.random.key_data(key).tolist() == jax.random.key_data(jax.random.key(0)).tolist()
 
@@ -153,7 +153,7 @@ class TestSeparate:
     def test_options(self, workplace, quick, arguments, name, value):
         code, out, _ = run("separate", "mix.wav", "-n", 2, "-o", "out", "--json", "--no-cache", *arguments)
         assert code == 0
-        assert getattr(quick[0][3], name) == value != getattr(PursuitSettings(), name)
+        assert getattr(quick[0][3], name) == value != getattr(SeparationSettings(), name)
         assert json.loads(out)["settings"][name] == value
 
     def test_the_fast_preset_leaves_what_is_given(self, workplace, quick):
@@ -172,8 +172,8 @@ class TestSeparate:
             768,
             "--no-cache",
         )
-        assert quick[0][3] == PursuitSettings.fast() != PursuitSettings()
-        assert quick[1][3] == dataclasses.replace(PursuitSettings.fast(), restarts=4, hop=768)
+        assert quick[0][3] == SeparationSettings.fast() != SeparationSettings()
+        assert quick[1][3] == dataclasses.replace(SeparationSettings.fast(), restarts=4, hop=768)
 
     def test_seed_and_dictionary(self, workplace, quick):
         synthetic_separation().dictionary.save("known.npz")
@@ -583,7 +583,7 @@ class TestOthers:
 
         def separate(samples, sample_rate, num_instruments, *, settings, progress, key):
             np.testing.assert_array_equal(samples, truth.sum(axis=0))
-            assert (num_instruments, settings) == (2, PursuitSettings())
+            assert (num_instruments, settings) == (2, SeparationSettings())
             separation = synthetic_separation()
             return Separation(**{**vars(separation), "stems": truth[::-1], "sample_rate": sample_rate})
 
@@ -633,6 +633,11 @@ class TestImports:
         )
         out, err = in_process(code).communicate()
         assert (out.strip(), err) == ("False True False", "")
+
+    def test_the_old_name_of_the_settings(self):
+        import jaxsep
+
+        assert jaxsep.PursuitSettings is jaxsep.SeparationSettings
 
     def test_unknown_name(self):
         import jaxsep

@@ -333,11 +333,11 @@ def test_notes_of_recorded_tones_match_the_score(corpus):
 
     from jaxsep.audio import read_audio
     from jaxsep.separation.separate import separate
-    from jaxsep.separation.settings import PursuitSettings
+    from jaxsep.separation.settings import SeparationSettings
 
     folder = corpus / "k487_08_recorder_violin"
     samples, rate = read_audio(folder / "recorder.flac")
-    settings = PursuitSettings(restarts=1, steps=6, search="greedy")
+    settings = SeparationSettings(restarts=1, steps=6, search="greedy")
     separation = separate(samples[:, : 8 * rate], rate, 1, settings=settings, key=jax.random.key(0))
     notes = find_notes(separation.tones, separation.times, separation.dictionary)
     meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))

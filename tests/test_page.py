@@ -16,11 +16,11 @@ from jaxsep.results.document import evaluation_document, separation_document, to
 from jaxsep.results.read import read_results
 from jaxsep.results.write import write_tracks
 from jaxsep.separation.result import Separation
-from jaxsep.separation.settings import PursuitSettings
+from jaxsep.separation.settings import SeparationSettings
 
 #: Longer than any test plays, even on a slow machine.
 SECONDS = 12
-HOP = PursuitSettings().hop / 48000
+HOP = SeparationSettings().hop / 48000
 
 
 def changed(separation, **fields):
@@ -30,7 +30,7 @@ def changed(separation, **fields):
 def write_folder(folder, separation, samples, name="duet.wav"):
     """What `jaxsep separate` leaves, as far as it is read again."""
     document = separation_document(
-        separation, settings=PursuitSettings(), seed=3, source={"file": name, "dictionary": None}
+        separation, settings=SeparationSettings(), seed=3, source={"file": name, "dictionary": None}
     )
     document |= write_tracks(folder, samples, separation, ".wav", "FLOAT")
     separation.dictionary.save(folder / "dictionary.npz")

@@ -14,8 +14,8 @@ from jaxsep.results.write import write_parts
 from jaxsep.separation.parts import _loudest
 
 RATE = 22050
-GREEDY = jaxsep.PursuitSettings(restarts=1, steps=2, batch=8, search="greedy")
-FULL = jaxsep.PursuitSettings(restarts=1, steps=2, batch=8, rounds=1, hop=1024)
+GREEDY = jaxsep.SeparationSettings(restarts=1, steps=2, batch=8, search="greedy")
+FULL = jaxsep.SeparationSettings(restarts=1, steps=2, batch=8, rounds=1, hop=1024)
 
 
 @pytest.fixture(scope="module")
@@ -126,7 +126,7 @@ def test_folder_of_parts(tmp_path, audio):
     gain = 1 / np.abs([mixture, *np.concatenate(pieces, axis=1)]).max() if audio[1] == "PCM_16" else 1
     jaxsep.write_audio(tmp_path / "two.wav", mixture, one.sample_rate)
     parts = (eqx.tree_at(lambda s: s.stems, part, part.stems[:, None]) for part in (loud, later))
-    about = {"settings": jaxsep.PursuitSettings(), "seed": 0, "source": {"file": "two.wav"}}
+    about = {"settings": jaxsep.SeparationSettings(), "seed": 0, "source": {"file": "two.wav"}}
     document = write_parts(tmp_path, tmp_path / "two.wav", parts, audio, **about)
     results = read_results(tmp_path)
     assert document["input"]["samples"] == mixture.size

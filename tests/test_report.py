@@ -24,7 +24,7 @@ from jaxsep.results.document import (
 )
 from jaxsep.separation.chunks import linear_axis
 from jaxsep.separation.result import Separation
-from jaxsep.separation.settings import PursuitSettings
+from jaxsep.separation.settings import SeparationSettings
 from jaxsep.signal.axes import LogAxis
 from jaxsep.signal.stft import GaussianSTFT
 from jaxsep.tones.dictionary import Dictionary
@@ -114,7 +114,7 @@ class TestTones:
 class TestDocuments:
     def test_separation(self):
         document = separation_document(
-            synthetic_separation(), settings=PursuitSettings(hop=768), seed=7, source={"file": "a.wav"}
+            synthetic_separation(), settings=SeparationSettings(hop=768), seed=7, source={"file": "a.wav"}
         )
         assert json.loads(to_json(document)) == document
         assert document["input"] == {
@@ -137,7 +137,7 @@ class TestDocuments:
     def test_channels(self):
         separation = synthetic_separation()
         stereo = Separation(**{**vars(separation), "stems": np.stack([separation.stems] * 3, axis=1)})
-        document = separation_document(stereo, settings=PursuitSettings(), seed=0, source={})
+        document = separation_document(stereo, settings=SeparationSettings(), seed=0, source={})
         assert (document["input"]["channels"], document["num_instruments"]) == (3, 2)
 
     def test_no_invalid_json(self):

@@ -19,13 +19,13 @@ from jaxsep.search import hypotheses as search
 from jaxsep.separation import chunks as spectra
 from jaxsep.separation import stages
 from jaxsep.separation.separate import separate
-from jaxsep.separation.settings import PursuitSettings
+from jaxsep.separation.settings import SeparationSettings
 from jaxsep.tones.dictionary import NUM_HARMONICS, Dictionary
 
 RATE = 44100
 KEY = jax.random.key(0)
 # A search of one kind and one length, so that the tests share its programs.
-QUICK = PursuitSettings(search="full", rounds=1, restarts=2, steps=1, batch=8)
+QUICK = SeparationSettings(search="full", rounds=1, restarts=2, steps=1, batch=8)
 
 #: Fundamentals in Hz of the notes of each instrument, half a second each.
 MELODIES = ((440.0, 493.9, 523.3, 392.0), (261.6, 311.1, 207.7, 233.1))
@@ -356,7 +356,7 @@ def test_a_dictionary_of_another_size():
 )
 def test_impossible_settings(options, message):
     with pytest.raises(ValueError, match=message):
-        PursuitSettings(**options)
+        SeparationSettings(**options)
 
 
 # ---- Chunks -----------------------------------------------------------------------------------------------

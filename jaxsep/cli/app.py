@@ -396,9 +396,9 @@ def demo(
         from jaxsep.results.document import evaluation_document
         from jaxsep.results.write import write_separation
         from jaxsep.separation import separate as pursuit
-        from jaxsep.separation.settings import PursuitSettings
+        from jaxsep.separation.settings import SeparationSettings
 
-        settings, key = PursuitSettings(), jax.random.key(seed)
+        settings, key = SeparationSettings(), jax.random.key(seed)
         separation = pursuit.separate(
             mixture, sample_rate, len(stems), settings=settings, progress=progress, key=key
         )

@@ -59,7 +59,7 @@ class Preset(StrEnum):
 
 
 class Search(StrEnum):
-    """How to look for tones, as `PursuitSettings` names it."""
+    """How to look for tones, as `SeparationSettings` names it."""
 
     full = "full"
     greedy = "greedy"
@@ -176,22 +176,22 @@ class ManyValues(TyperCommand):
 
 
 def pursuit_settings(context: Context, given: set[str]) -> Any:
-    """The `PursuitSettings` of the options that carry the names of its fields.
+    """The `SeparationSettings` of the options that carry the names of its fields.
 
     Arguments:
         context: of the command.
         given: names of the options that are not defaults; `--fast` leaves these as they are.
     """
-    from jaxsep.separation.settings import PursuitSettings
+    from jaxsep.separation.settings import SeparationSettings
 
     negated = {name: not context.params[f"no_{name}"] for name in ("masking", "timbre")}
     options = {**context.params, **negated}
-    fields = {field.name for field in dataclasses.fields(PursuitSettings)}
+    fields = {field.name for field in dataclasses.fields(SeparationSettings)}
     plain = lambda value: value.value if isinstance(value, StrEnum) else value
     chosen = {name: plain(value) for name, value in options.items() if name in fields}
     if options["fast"]:
-        chosen |= {name: value for name, value in PursuitSettings.FAST.items() if name not in given}
-    return PursuitSettings(**chosen)
+        chosen |= {name: value for name, value in SeparationSettings.FAST.items() if name not in given}
+    return SeparationSettings(**chosen)
 
 
 def neural_settings(preset: Preset) -> Any:

@@ -48,7 +48,7 @@ def overview(
 
     Example:
         >>> mixture, stems, rate = jaxsep.demo_recording()
-        >>> settings = jaxsep.PursuitSettings(restarts=1, steps=3, search="greedy")
+        >>> settings = jaxsep.SeparationSettings(restarts=1, steps=3, search="greedy")
         >>> result = jaxsep.separate(mixture[:rate], rate, 2, settings=settings, key=jax.random.key(0))
         >>> jaxsep.overview(result, mixture[:rate], rate, "overview.png")
     """

@@ -19,7 +19,7 @@ import jaxsep
 from jaxsep.metrics import sdr_sir_sar_filter, sdr_sir_sar_gain, si_sdr
 from jaxsep.neural.settings import NeuralSettings
 from jaxsep.separation.result import Separation
-from jaxsep.separation.settings import PursuitSettings
+from jaxsep.separation.settings import SeparationSettings
 
 __all__ = [
     "TONE_COLUMNS",
@@ -67,7 +67,7 @@ def write_tones(path: str | os.PathLike, separation: Separation) -> None:
 def separation_document(
     separation: Separation,
     *,
-    settings: PursuitSettings | NeuralSettings,
+    settings: SeparationSettings | NeuralSettings,
     seed: int,
     source: dict[str, Any],
     shape: tuple[int, ...] | None = None,

@@ -14,7 +14,7 @@ from jaxsep.progress import Progress
 from jaxsep.search.voices import VoiceModel, Voices
 from jaxsep.separation.chunks import ANALYSIS_RATE, num_chunks
 from jaxsep.separation.result import Separation, check_request
-from jaxsep.separation.settings import PursuitSettings
+from jaxsep.separation.settings import SeparationSettings
 from jaxsep.separation.stages import Clock, Learned, Stages
 from jaxsep.tones.dictionary import Dictionary
 
@@ -35,7 +35,7 @@ def separate_parts(
     num_instruments: int,
     *,
     seconds: float = 120.0,
-    settings: PursuitSettings = PursuitSettings(),
+    settings: SeparationSettings = SeparationSettings(),
     voices: VoiceModel = VoiceModel(),
     dictionary: Dictionary | None = None,
     progress: Progress | None = None,
@@ -63,7 +63,7 @@ def separate_parts(
     Example:
         >>> mixture, stems, rate = jaxsep.demo_recording()
         >>> jaxsep.write_audio("duet.wav", mixture[: 4 * rate], rate)
-        >>> settings = jaxsep.PursuitSettings(restarts=1, steps=3, search="greedy")
+        >>> settings = jaxsep.SeparationSettings(restarts=1, steps=3, search="greedy")
         >>> key = jax.random.key(0)
         >>> parts = jaxsep.separate_parts("duet.wav", 2, seconds=2.0, settings=settings, key=key)
         >>> [part.stems.shape for part in parts]

@@ -38,7 +38,7 @@ class Separation(eqx.Module):
 
     Example:
         >>> mixture, stems, rate = jaxsep.demo_recording()
-        >>> settings = jaxsep.PursuitSettings(restarts=1, steps=3, search="greedy")
+        >>> settings = jaxsep.SeparationSettings(restarts=1, steps=3, search="greedy")
         >>> result = jaxsep.separate(mixture[:rate], rate, 2, settings=settings, key=jax.random.key(0))
         >>> result.tones.fundamental.shape, result.dictionary.harmonics.shape
         ((95, 2), (2, 25))

@@ -8,7 +8,7 @@ from jaxsep.progress import Progress
 from jaxsep.search.voices import VoiceModel
 from jaxsep.separation.chunks import ANALYSIS_RATE
 from jaxsep.separation.result import Separation, check_request
-from jaxsep.separation.settings import PursuitSettings
+from jaxsep.separation.settings import SeparationSettings
 from jaxsep.separation.stages import Clock, Learned, Stages
 from jaxsep.tones.dictionary import Dictionary
 
@@ -20,7 +20,7 @@ def separate(
     sample_rate: int,
     num_instruments: int,
     *,
-    settings: PursuitSettings = PursuitSettings(),
+    settings: SeparationSettings = SeparationSettings(),
     voices: VoiceModel = VoiceModel(),
     dictionary: Dictionary | None = None,
     progress: Progress | None = None,
@@ -48,7 +48,7 @@ def separate(
 
     Example:
         >>> mixture, stems, rate = jaxsep.demo_recording()
-        >>> settings = jaxsep.PursuitSettings(restarts=1, steps=3, search="greedy")
+        >>> settings = jaxsep.SeparationSettings(restarts=1, steps=3, search="greedy")
         >>> result = jaxsep.separate(mixture[:rate], rate, 2, settings=settings, key=jax.random.key(0))
         >>> result.stems.shape, bool(np.allclose(result.stems.sum(axis=0), mixture[:rate], atol=1e-5))
         ((2, 44100), True)

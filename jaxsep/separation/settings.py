@@ -5,12 +5,12 @@ from typing import Any, ClassVar
 
 from jaxsep.checks import check_counts
 
-__all__ = ["PursuitSettings"]
+__all__ = ["PursuitSettings", "SeparationSettings"]
 
 
 @dataclasses.dataclass(frozen=True)
-class PursuitSettings:
-    """Options of the separation; every value is a JSON scalar. `PursuitSettings.fast()` is a quick preset.
+class SeparationSettings:
+    """Options of the separation; every value is a JSON scalar. `SeparationSettings.fast()` is a quick preset.
 
     Arguments:
         method: what finds the tones of each frame by itself: `"pursuit"` (P1), or `"blasso"`, the Beurling
@@ -34,9 +34,9 @@ class PursuitSettings:
         phase_iterations: Griffin–Lim iterations; 1 takes the mixture's phase.
 
     Example:
-        >>> jaxsep.PursuitSettings.fast().hop
+        >>> jaxsep.SeparationSettings.fast().hop
         1024
-        >>> jaxsep.PursuitSettings(restarts=0)
+        >>> jaxsep.SeparationSettings(restarts=0)
         Traceback (most recent call last):
         ValueError: restarts: expected an integer of at least 1, got 0
     """
@@ -60,7 +60,7 @@ class PursuitSettings:
     phase_iterations: int = 1
 
     @classmethod
-    def fast(cls) -> "PursuitSettings":
+    def fast(cls) -> "SeparationSettings":
         """Two short restarts, and half the frames: two thirds of the default's time with compilation."""
         return cls(**cls.FAST)
 
@@ -78,3 +78,7 @@ class PursuitSettings:
             raise ValueError(f"hop: expected a divisor of 6144, got {self.hop}")
         if not 0 <= self.share < float("inf"):
             raise ValueError(f"share: expected a number >= 0, got {self.share!r}")
+
+
+#: The name until version 0.1; it goes with the next.
+PursuitSettings = SeparationSettings

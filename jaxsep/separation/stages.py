@@ -23,7 +23,7 @@ from jaxsep.pursuit.tone_pursuit import TonePursuit
 from jaxsep.search.alternation import Alternated, Alternation
 from jaxsep.search.voices import VoiceModel, Voices
 from jaxsep.separation.chunks import ANALYSIS_RATE, log_spectra, num_chunks, resynthesise
-from jaxsep.separation.settings import PursuitSettings
+from jaxsep.separation.settings import SeparationSettings
 from jaxsep.signal.axes import LogAxis
 from jaxsep.signal.peaks import PeakPursuit
 from jaxsep.signal.stft import GaussianSTFT
@@ -64,7 +64,7 @@ class Stages:
         progress: hears of every stage.
     """
 
-    def __init__(self, settings: PursuitSettings, voices: VoiceModel | Voices, progress: Progress):
+    def __init__(self, settings: SeparationSettings, voices: VoiceModel | Voices, progress: Progress):
         self.settings, self.voices, self.progress = settings, voices, progress
         self.stft, self.axis = GaussianSTFT(hop=settings.hop), LogAxis()
         self.pursuit = TonePursuit(LiftedLoss(self.axis), settings.tones_per_instrument)
