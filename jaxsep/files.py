@@ -34,7 +34,7 @@ def replacing(path: str | os.PathLike, *, durable: bool = False) -> Iterator[Pat
     Raises: `AudioError`, one sentence naming `path`, if nothing can be written there.
     """
     path = Path(path)
-    draft = _hidden_sibling(path)
+    draft = _hidden_sibling(path, path.suffix)  # by the suffix many libraries tell what to write
     try:
         draft.touch()  # not every library says why a file cannot be created
         yield draft
@@ -128,12 +128,9 @@ class OutputFolder:
         shutil.rmtree(retired, ignore_errors=True)
 
 
-def _hidden_sibling(path: Path) -> Path:
-    """A new name in the same folder, hence on the same file system, from which renaming is atomic.
-
-    The suffix stays, by which many libraries tell what to write.
-    """
-    return path.parent / f".jaxsep-{uuid.uuid4().hex}{path.suffix}"
+def _hidden_sibling(path: Path, suffix: str = "") -> Path:
+    """A new name in the same folder, hence on the same file system, from which renaming is atomic."""
+    return path.parent / f".jaxsep-{uuid.uuid4().hex}{suffix}"
 
 
 def _remove_empty(folders: list[Path]) -> None:

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -20,6 +21,7 @@ from rich.console import Console
 from test_report import RATE, sinusoid, synthetic_separation
 
 from jaxsep.cli import app as cli
+from jaxsep.cli import jobs
 from jaxsep.cli import process as runtime
 from jaxsep.cli.terminal import TerminalProgress
 from jaxsep.results.document import TONE_COLUMNS, evaluation_document
@@ -728,6 +730,57 @@ class TestProgress:
             with progress.stage("pursuit", 1):
                 _ = 1 / 0
         assert [line.split(":")[0] for line in console.file.getvalue().splitlines()] == ["learning"]
+
+
+class TestFolderNames:
+    """A folder for each recording, strictly inside the output, whatever a file is called."""
+
+    @pytest.mark.parametrize("file", ["...wav", "..wav", ".. .wav", "....flac", " .wav", "..."])
+    def test_nothing_outside_is_touched(self, workplace, quick, file):
+        (workplace / "data" / "stems").mkdir(parents=True)
+        (workplace / "data" / "thesis.txt").write_text("precious")
+        os.link("mix.wav", file)
+        code, _, err = run("separate", "mix.wav", file, "-n", 2, "-o", "data/stems", "--force", "--no-cache")
+        assert (code, err.count("jaxsep:")) == (0, 0)
+        assert (workplace / "data" / "thesis.txt").read_text() == "precious"
+        assert {path.name for path in (workplace / "data").iterdir()} == {"stems", "thesis.txt"}
+        assert {path.name for path in (workplace / "data" / "stems").iterdir()} == {"mix", "_"}
+
+    @pytest.mark.parametrize(
+        ("file", "name"),
+        [
+            ("a song.wav", "a song"),
+            ("7. Allegro.wav", "7. Allegro"),
+            ("Käse♯.flac", "Käse♯"),
+            (".hidden.wav", "hidden"),
+            ("trailing. .wav", "trailing"),
+            ("a\\b.wav", "a_b"),
+            ("C:.wav", "C_"),
+            ("line\nbreak.wav", "line_break"),
+            ("NUL.wav", "_NUL"),
+            ("com1.mix.wav", "_com1.mix"),
+            ("contra.wav", "contra"),
+            (f"{'x' * 251}.wav", "x" * 251),
+        ],
+    )
+    def test_names(self, file, name):
+        assert jobs.folder_name(Path("music") / file) == name
+
+    @pytest.mark.parametrize(
+        "pair", [("Air.wav", "AIR.flac"), ("\u00e9.wav", "e\u0301.wav"), ("..wav", "...wav")]
+    )
+    def test_folders_that_are_one_on_some_system(self, pair):
+        with pytest.raises(ValueError, match="would share the folder"):
+            jobs.plan([Path(name) for name in pair], Path("out"), None)
+
+    def test_a_link_out_of_the_output(self, workplace, quick):
+        (workplace / "music").mkdir()
+        (workplace / "music" / "song.txt").write_text("precious")
+        (workplace / "out").mkdir()
+        os.symlink("../music", "out/mix")
+        code, _, err = run("separate", "mix.wav", "-n", 2, "-o", "out", "--shard", "1/1", "--force")
+        assert (code, err.count("\n"), "leads out of out" in err) == (2, 1, True)
+        assert contents(workplace / "music") == {workplace / "music" / "song.txt": b"precious"}
 
 
 class TestManyRecordings:

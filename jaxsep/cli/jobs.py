@@ -2,11 +2,17 @@
 
 import hashlib
 import json
+import re
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-__all__ = ["Job", "fingerprint", "finished_document", "plan"]
+__all__ = ["Job", "fingerprint", "finished_document", "folder_name", "plan"]
+
+#: What some system takes for a separator, a drive, a wildcard or a device.
+_SPECIAL = re.compile(r'[\x00-\x1f<>:"/\\|?*]')
+_DEVICES = re.compile(r"(con|prn|aux|nul|(com|lpt)[0-9¹²³])(\.|$)", re.IGNORECASE)
 
 
 class Job(NamedTuple):
@@ -17,26 +23,44 @@ class Job(NamedTuple):
 
 
 def plan(recordings: Sequence[Path], output: Path, shard: str | None) -> list[Job]:
-    """The jobs of one process, with a folder of `output` for each recording, named as its file.
+    """The jobs of one process, with a folder of `output` for each recording, named by `folder_name`.
 
     Arguments:
         recordings: in the same order for every process.
         output: folder of the folders.
         shard: "I/N" takes the I-th of every N recordings, I from 1 to N; None takes all.
 
-    Raises: `ValueError` for two recordings of one name, and for anything else than such a shard.
+    Raises: `ValueError` for recordings whose folders would be one on some system, for a folder that is a link
+    out of `output`, and for anything else than such a shard.
     """
     jobs: dict[str, Job] = {}
     for recording in recordings:
-        name = recording.stem
-        if name in jobs:
+        folder = output / folder_name(recording)
+        if folder.resolve().parent != output.resolve():
+            raise ValueError(f"{folder} leads out of {output}; remove the link, or name another folder.")
+        # Some systems tell neither upper case from lower, nor a letter with an accent from the two signs.
+        key = unicodedata.normalize("NFD", folder.name).casefold()
+        if key in jobs:
             raise ValueError(
-                f"{jobs[name].recording} and {recording} would share the folder {output / name}; "
-                "rename one of them."
+                f"{jobs[key].recording} and {recording} would share the folder {folder}; rename one of them."
             )
-        jobs[name] = Job(recording, output / name)
+        jobs[key] = Job(recording, folder)
     number, count = (1, 1) if shard is None else _parse(shard)
     return list(jobs.values())[number - 1 :: count]
+
+
+def folder_name(recording: Path) -> str:
+    """The name of a file without its suffix, changed where it would not name a folder, and that very one.
+
+    Dots and blanks at either end are left out: `..` is the folder around, a dot in front hides, and some
+    systems ignore those at the end. What some system reserves is `_`, or follows it.
+
+    Example:
+        >>> [folder_name(Path(file)) for file in ("Suite 1: Air.wav", "...wav", "aux.wav")]
+        ['Suite 1_ Air', '_', '_aux']
+    """
+    name = _SPECIAL.sub("_", recording.stem).strip(". ") or "_"
+    return f"_{name}" if _DEVICES.match(name) else name
 
 
 def _parse(shard):
