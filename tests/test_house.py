@@ -1,0 +1,198 @@
+"""The house: rooms in the order of the data, no circles, and files that say truly what they offer."""
+
+import ast
+import graphlib
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).resolve().parents[1] / "jaxsep"
+
+#: Files and folders of the package, each of which imports from itself and from those before it alone.
+ROOMS = """
+    files checks progress audio metrics numerics signal tones pursuit blasso learning notes search neural
+    separation results report cli __main__
+""".split()  # noqa: SIM905
+
+#: What is not so yet.
+UPHILL = {"jaxsep.results.write": "report", "jaxsep.signal.peaks": "tones"}
+UNTRUE = {
+    "jaxsep.audio",
+    "jaxsep.files",
+    "jaxsep.metrics",
+    "jaxsep.neural.loop",
+    "jaxsep.pursuit.recording",
+    "jaxsep.pursuit.refinement",
+    "jaxsep.search.hypotheses",
+    "jaxsep.separation.chunks",
+    "jaxsep.signal.filterbanks",
+    "jaxsep.signal.masks",
+    "jaxsep.signal.stft",
+}
+
+
+def parsed(package):
+    """Syntax trees of a package's modules by their full names, without the `__init__` of the package itself."""
+    files = sorted(package.rglob("*.py"))
+    names = [".".join(path.relative_to(package.parent).with_suffix("").parts) for path in files]
+    trees = {
+        name.removesuffix(".__init__"): path.read_text() for name, path in zip(names, files, strict=True)
+    }
+    return {name: ast.parse(text) for name, text in trees.items() if name != package.name}
+
+
+def imports(trees):
+    """For each module, the modules of the package that it imports anywhere, with the names it takes."""
+    found = {module: {} for module in trees}
+    for module, tree in trees.items():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Import):
+                taken = [(alias.name, None) for alias in node.names]
+            elif isinstance(node, ast.ImportFrom):
+                base = node.module or ""
+                if node.level:
+                    base = ".".join([*module.split(".")[: -node.level], *([base] if base else [])])
+                taken = [(base, alias.name) for alias in node.names]
+            else:
+                continue
+            for source, name in taken:
+                if f"{source}.{name}" in trees:
+                    source, name = f"{source}.{name}", None
+                if source in trees:
+                    found[module].setdefault(source, set()).update({name} - {None})
+    return found
+
+
+def room(module):
+    return module.split(".")[1]
+
+
+def arrows_up(graph, rooms):
+    """Pairs of module and room, such that the module imports from a later room."""
+    return {
+        (module, room(source))
+        for module, sources in graph.items()
+        for source in sources
+        if rooms.index(room(source)) > rooms.index(room(module))
+    }
+
+
+def circle(graph):
+    """Modules that import each other in a circle, or None."""
+    try:
+        graphlib.TopologicalSorter({module: set(sources) for module, sources in graph.items()}).prepare()
+    except graphlib.CycleError as error:
+        return error.args[1]
+
+
+def offered(tree):
+    """The names in `__all__`, or None without one."""
+    for node in tree.body:
+        if isinstance(node, ast.Assign) and any(
+            getattr(target, "id", "") == "__all__" for target in node.targets
+        ):
+            return ast.literal_eval(node.value)
+
+
+def defined(tree):
+    """Names of a module's functions, classes and values."""
+    nodes = [node for statement in tree.body for node in ast.walk(statement)]
+    return {node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)} | {
+        node.name for node in tree.body if isinstance(node, ast.FunctionDef | ast.ClassDef)
+    }
+
+
+def untruths(trees):
+    """What is wrong with a module's `__all__`: names that do not exist, and those that others take and it lacks."""
+    graph, wrong = imports(trees), {}
+    for module, tree in trees.items():
+        names = set(offered(tree) or ())
+        taken = set().union(*(sources.get(module, ()) for sources in graph.values()))
+        missing, lacking = names - defined(tree), taken - names
+        if missing or lacking or (offered(tree) is None and defined(tree)):
+            wrong[module] = (missing, lacking)
+    return wrong
+
+
+def test_every_file_has_a_room():
+    assert {room(module) for module in parsed(PACKAGE)} == set(ROOMS)
+
+
+def test_the_readme_names_the_rooms_in_their_order():
+    words = " ".join((PACKAGE.parent / "README.md").read_text().split())
+    assert ", ".join(f"`{room}`" for room in ROOMS[:-1]) in words
+
+
+def test_imports_never_point_back_up_the_stream():
+    assert arrows_up(imports(parsed(PACKAGE)), ROOMS) == set(UPHILL.items())
+
+
+def test_files_do_not_import_each_other_in_a_circle():
+    assert circle(imports(parsed(PACKAGE))) is None
+
+
+def test_the_package_is_asked_for_its_version_alone():
+    """What is imported through the package would escape the test of the arrows."""
+    for module, tree in parsed(PACKAGE).items():
+        for node in ast.walk(tree):
+            if (
+                isinstance(node, ast.Attribute)
+                and isinstance(node.value, ast.Name)
+                and node.value.id == "jaxsep"
+            ):
+                assert node.attr == "__version__", module
+            if isinstance(node, ast.ImportFrom) and node.module == "jaxsep":
+                assert {alias.name for alias in node.names} == {"__version__"}, module
+
+
+def test_files_say_what_they_offer():
+    wrong = untruths(parsed(PACKAGE))
+    assert {module: names for module, names in wrong.items() if module not in UNTRUE} == {}
+    assert set(wrong) >= UNTRUE  # what has become true leaves the list
+
+
+def tree_of(folder, **files):
+    for name, text in files.items():
+        path = folder / "house" / f"{name.replace('__', '/')}.py"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return parsed(folder / "house")
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("import os", set()),
+        ("from house.attic.box import thing", {("house.cellar.jar", "attic")}),
+        ("import house.attic.box", {("house.cellar.jar", "attic")}),
+        ("from house.attic import box", {("house.cellar.jar", "attic")}),
+        ("from ..attic.box import thing", {("house.cellar.jar", "attic")}),
+        ("def late():\n    from house.attic.box import thing", {("house.cellar.jar", "attic")}),
+        ("if TYPE_CHECKING:\n    from house.attic.box import thing", {("house.cellar.jar", "attic")}),
+        ("from house.cellar.shelf import thing", set()),
+    ],
+)
+def test_an_arrow_up_is_found_wherever_it_stands(tmp_path, text, found):
+    down = "from house.cellar.shelf import thing"
+    trees = tree_of(tmp_path, cellar__jar=text, cellar__shelf="thing = 1", attic__box=down)
+    assert arrows_up(imports(trees), ["cellar", "attic"]) == found
+
+
+def test_a_circle_is_found(tmp_path):
+    trees = tree_of(tmp_path, cellar__a="import house.cellar.b", cellar__b="from house.cellar import c")
+    assert circle(imports(trees)) is None
+    trees = tree_of(tmp_path, cellar__c="def late():\n    from .a import thing")
+    assert set(circle(imports(trees))) == {"house.cellar.a", "house.cellar.b", "house.cellar.c"}
+
+
+@pytest.mark.parametrize(
+    ("text", "missing", "lacking"),
+    [
+        ("__all__ = ['thing', 'gone']\nthing = 1", {"gone"}, set()),
+        ("__all__ = []\ndef thing(): ...", set(), {"thing"}),
+        ("class thing: ...", set(), {"thing"}),
+    ],
+)
+def test_an_untrue_list_of_names_is_found(tmp_path, text, missing, lacking):
+    trees = tree_of(tmp_path, a=text, b="from house.a import thing")
+    assert untruths(trees) == {"house.a": (missing, lacking)}
