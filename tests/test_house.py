@@ -2,9 +2,12 @@
 
 import ast
 import graphlib
+import importlib
 from pathlib import Path
 
 import pytest
+
+import jaxsep
 
 PACKAGE = Path(__file__).resolve().parents[1] / "jaxsep"
 
@@ -32,7 +35,7 @@ UNTRUE = {
 
 
 def parsed(package):
-    """Syntax trees of a package's modules by their full names, without the `__init__` of the package itself."""
+    """Syntax trees of a package's modules by their full names, but not of its own `__init__`."""
     files = sorted(package.rglob("*.py"))
     names = [".".join(path.relative_to(package.parent).with_suffix("").parts) for path in files]
     trees = {
@@ -103,7 +106,7 @@ def defined(tree):
 
 
 def untruths(trees):
-    """What is wrong with a module's `__all__`: names that do not exist, and those that others take and it lacks."""
+    """What is wrong with each `__all__`: names that do not exist, and those that others take and it lacks."""
     graph, wrong = imports(trees), {}
     for module, tree in trees.items():
         names = set(offered(tree) or ())
@@ -149,6 +152,22 @@ def test_files_say_what_they_offer():
     wrong = untruths(parsed(PACKAGE))
     assert {module: names for module, names in wrong.items() if module not in UNTRUE} == {}
     assert set(wrong) >= UNTRUE  # what has become true leaves the list
+
+
+def test_the_stub_tells_editors_what_the_package_offers():
+    """Each name as its home defines it and offers it, in the order of the rooms."""
+    text = (PACKAGE / "__init__.pyi").read_text()
+    lines = [node for node in ast.parse(text).body if isinstance(node, ast.ImportFrom)]
+    names = [(node.module, alias) for node in lines for alias in node.names]
+    assert all(alias.asname == alias.name for _, alias in names)  # as type checkers want re-exports
+    assert [alias.name for _, alias in names] + ["__version__"] == jaxsep.__all__
+    for module, alias in names:
+        value = getattr(importlib.import_module(module), alias.name)
+        assert value is getattr(jaxsep, alias.name)
+        assert value.__module__ == module, alias.name
+    order = [ROOMS.index(room(module)) for module, _ in names]
+    assert order == sorted(order)
+    assert (PACKAGE / "py.typed").exists()
 
 
 def tree_of(folder, **files):
