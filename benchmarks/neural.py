@@ -31,7 +31,7 @@ from jaxsep.audio import resample
 from jaxsep.neural.imitation import Guide
 from jaxsep.neural.loop import train
 from jaxsep.neural.losses import PredictionLoss
-from jaxsep.neural.network import Predicted, ToneNetwork
+from jaxsep.neural.network import PartialPrediction, ToneNetwork
 from jaxsep.neural.settings import NeuralSettings
 from jaxsep.neural.training import Trainer, train_step
 from jaxsep.separation.neural import predict_stems, spectral_peak
@@ -100,7 +100,7 @@ def random_frames(count: int, num_bins: int) -> jax.Array:
 @eqx.filter_jit
 def evaluate(network, frames):
     """The features of all frames."""
-    return jax.vmap(lambda z: network(z, Predicted.nothing(z, 2)).features)(frames)
+    return jax.vmap(lambda z: network(z, PartialPrediction.nothing(z, 2)).features)(frames)
 
 
 @eqx.filter_jit

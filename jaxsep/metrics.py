@@ -20,9 +20,17 @@ from jaxtyping import Array, Bool, Complex, Float, Int
 from scipy.fft import next_fast_len
 from scipy.optimize import linear_sum_assignment
 
-# Up to six sources (6! = 720) it is cheapest to try every permutation inside the compiled program.
+__all__ = [
+    "SeparationScores",
+    "best_permutation",
+    "sdr_sir_sar_filter",
+    "sdr_sir_sar_gain",
+    "si_sdr",
+]
+
+#: Up to six sources (6! = 720) it is cheapest to try every permutation inside the compiled program.
 _MAX_PERMUTATIONS = 720
-# A projection is repeated on its own residual: the second pass removes the rounding error of the first, and
+#: A projection is repeated on its own residual: the second pass removes the rounding error of the first, and
 # most of what the loading of an ill-conditioned Gram matrix (delayed signals) left over.
 _PASSES = 2
 
@@ -65,11 +73,13 @@ def sdr_sir_sar_gain(
         references: true sources, `(instruments, samples)`, float32 or float64, any level.
         estimates: estimated sources of the same shape, in any order, any level.
 
-    Returns: `SeparationScores`. The lowest figure, −20·log10(1/eps) dB, stands for a silent estimate (all
-    three) and for a silent reference (SDR and SIR; SAR does not depend on a single reference). Samples that
-    are not finite give NaN.
+    Returns:
+        `SeparationScores`. The lowest figure, −20·log10(1/eps) dB, stands for a silent estimate (all three)
+        and for a silent reference (SDR and SIR; SAR does not depend on a single reference). Samples that are
+        not finite give NaN.
 
-    Raises: `ValueError` if the numbers of signals, their lengths or their types do not fit.
+    Raises:
+        ValueError: if the numbers of signals, their lengths or their types do not fit.
 
     Source: E. Vincent, R. Gribonval, C. Févotte, "Performance measurement in blind audio source separation",
     IEEE Trans. Audio Speech Lang. Process. 14(4), 2006; a time-invariant gain is the allowed distortion (P1).
@@ -102,11 +112,13 @@ def sdr_sir_sar_filter(
         estimates: estimated sources of the same shape, in any order, any level.
         filter_length: number of filter taps, at least 1; 512 is customary, 1 allows only a gain.
 
-    Returns: `SeparationScores`, with silence as in `sdr_sir_sar_gain`. The delayed signals of real music are
-    nearly dependent, which float32 resolves less well: its figures are off by hundredths of a decibel. Use
-    float64 for figures to be published.
+    Returns:
+        `SeparationScores`, with silence as in `sdr_sir_sar_gain`. The delayed signals of real music are
+        nearly dependent, which float32 resolves less well: its figures are off by hundredths of a decibel.
+        Use float64 for figures to be published.
 
-    Raises: `ValueError` if the numbers of signals, their lengths, their types or `filter_length` do not fit.
+    Raises:
+        ValueError: if the numbers of signals, their lengths, their types or `filter_length` do not fit.
 
     Source: Vincent et al. 2006 as for `sdr_sir_sar_gain`; the same measure as `bss_eval_sources` of mir_eval
     (C. Raffel et al., ISMIR 2014).
@@ -119,7 +131,7 @@ def sdr_sir_sar_filter(
         True
     """
     if filter_length < 1:
-        raise ValueError(f"filter_length: got {filter_length}, expected at least 1")
+        raise ValueError(f"filter_length: expected at least 1, got {filter_length}")
     references, estimates = _checked(references, estimates, ndim=2)
     return _best_scores(references, estimates, filter_length=filter_length)
 
@@ -136,10 +148,12 @@ def si_sdr(reference: Float[Array, "samples"], estimate: Float[Array, "_samples"
         reference: true source s, `(samples,)`, float32 or float64, any level.
         estimate: estimated source ŝ of the same length, any level.
 
-    Returns: the figure in dB. Silence in either argument gives −20·log10(1/eps) dB with a zero gradient.
-    Samples that are not finite give NaN.
+    Returns:
+        The figure in dB. Silence in either argument gives −20·log10(1/eps) dB with a zero gradient. Samples
+        that are not finite give NaN.
 
-    Raises: `ValueError` if the lengths or the types do not fit.
+    Raises:
+        ValueError: if the lengths or the types do not fit.
 
     Source: J. Le Roux et al., "SDR – half-baked or well done?", ICASSP 2019.
 
@@ -168,9 +182,11 @@ def best_permutation(scores: Float[Array, "references estimates"]) -> Int[Array,
         scores: figure of estimate k for reference i, `(references, estimates)`, at least as many estimates as
             references, finite, larger is better. No gradient flows through the choice.
 
-    Returns: for each reference the index of its estimate. A score that is NaN counts as the worst one.
+    Returns:
+        For each reference the index of its estimate. A score that is NaN counts as the worst one.
 
-    Raises: `ValueError` if there are fewer estimates than references.
+    Raises:
+        ValueError: if there are fewer estimates than references.
 
     Example:
         >>> print(jaxsep.best_permutation(jnp.array([[3.0, 9.0], [1.0, 2.0]])))  # 9 + 1 > 3 + 2
@@ -179,7 +195,7 @@ def best_permutation(scores: Float[Array, "references estimates"]) -> Int[Array,
     num_references, num_estimates = scores.shape
     if num_estimates < num_references:
         raise ValueError(
-            f"scores: got {num_estimates} estimates, expected at least {num_references} (references)"
+            f"scores: expected at least {num_references} estimates (references), got {num_estimates}"
         )
     limits = jnp.finfo(scores.dtype)
     # Far inside the range of the type, so that a sum over the references cannot overflow.
@@ -349,15 +365,15 @@ def _checked(references: Array, estimates: Array, *, ndim: int) -> tuple[Array, 
     plural = "s" if ndim == 2 else ""
     for name, signals in ((f"reference{plural}", references), (f"estimate{plural}", estimates)):
         if signals.ndim != ndim or 0 in signals.shape:
-            raise ValueError(f"{name}: got shape {signals.shape}, expected {ndim} dimensions, none empty")
+            raise ValueError(f"{name}: expected {ndim} dimensions, none empty, got shape {signals.shape}")
         if signals.dtype not in (jnp.float32, jnp.float64):
-            raise ValueError(f"{name}: got {signals.dtype}, expected float32 or float64")
+            raise ValueError(f"{name}: expected float32 or float64, got {signals.dtype}")
     if len(estimates) != len(references) and ndim == 2:
         raise ValueError(
-            f"estimates: got {len(estimates)} signals, expected {len(references)} as in references"
+            f"estimates: expected {len(references)} signals as in references, got {len(estimates)}"
         )
     if estimates.shape[-1] != references.shape[-1]:
         got, expected = estimates.shape[-1], references.shape[-1]
-        raise ValueError(f"estimate{plural}: got {got} samples, expected {expected} as in reference{plural}")
+        raise ValueError(f"estimate{plural}: expected {expected} samples as in reference{plural}, got {got}")
     dtype = jnp.result_type(references, estimates)
     return references.astype(dtype), estimates.astype(dtype)

@@ -22,15 +22,10 @@ UPHILL = {"jaxsep.results.write": "report", "jaxsep.signal.peaks": "tones"}
 UNTRUE = {
     "jaxsep.audio",
     "jaxsep.files",
-    "jaxsep.metrics",
-    "jaxsep.neural.loop",
     "jaxsep.pursuit.recording",
     "jaxsep.pursuit.refinement",
     "jaxsep.search.hypotheses",
     "jaxsep.separation.chunks",
-    "jaxsep.signal.filterbanks",
-    "jaxsep.signal.masks",
-    "jaxsep.signal.stft",
 }
 
 

@@ -214,19 +214,19 @@ def test_silence_gives_silence_with_finite_gradients():
         (lambda: ratio_masks(jnp.ones((0, 4)), jnp.ones(4)), r"at least 1 instrument, got \(0, 4\)"),
         (
             lambda: ratio_masks(jnp.ones((2, 4)), jnp.ones(4), share=-0.1),
-            "share must not be negative, got -0.1",
+            "share: expected at least 0, got -0.1",
         ),
         (
             lambda: griffin_lim(STFT, jnp.ones((3, 49)), jnp.ones((3, 49), complex), 9, num_iterations=0),
-            "num_iterations must be at least 1, got 0",
+            "num_iterations: expected at least 1, got 0",
         ),
         (
             lambda: unwrap(griffin_lim)(STFT, jnp.ones((3, 49)), jnp.ones((2, 49), complex), 9),
-            r"initial must have the shape \(3, 49\) of magnitudes, got \(2, 49\)",
+            r"initial: expected the shape \(3, 49\) of magnitudes, got \(2, 49\)",
         ),
         (
             lambda: griffin_lim(STFT, jnp.ones((3, 9)), jnp.ones((3, 9), complex), 9),
-            "must have 49 bins, got 9",
+            "spectrogram: expected 49 bins, got 9",
         ),
     ],
 )

@@ -433,24 +433,24 @@ def test_dtype_is_kept(measure, dtype):
 @MEASURES
 def test_errors_name_argument_got_and_expected(measure):
     sources = jnp.ones((2, 100))
-    with pytest.raises(ValueError, match=r"estimates: got 3 signals, expected 2 as in references"):
+    with pytest.raises(ValueError, match=r"estimates: expected 2 signals as in references, got 3"):
         measure(sources, jnp.ones((3, 100)))
-    with pytest.raises(ValueError, match=r"estimates: got 1 signals, expected 2 as in references"):
+    with pytest.raises(ValueError, match=r"estimates: expected 2 signals as in references, got 1"):
         measure(sources, jnp.ones((1, 100)))
-    with pytest.raises(ValueError, match=r"estimates: got 99 samples, expected 100 as in references"):
+    with pytest.raises(ValueError, match=r"estimates: expected 100 samples as in references, got 99"):
         measure(sources, jnp.ones((2, 99)))
     with pytest.raises(
-        ValueError, match=r"references: got shape \(2, 0\), expected 2 dimensions, none empty"
+        ValueError, match=r"references: expected 2 dimensions, none empty, got shape \(2, 0\)"
     ):
         measure(jnp.ones((2, 0)), jnp.ones((2, 0)))
-    with pytest.raises(ValueError, match=r"estimates: got float16, expected float32 or float64"):
+    with pytest.raises(ValueError, match=r"estimates: expected float32 or float64, got float16"):
         measure(sources, jnp.ones((2, 100), jnp.float16))
 
 
 def test_errors_of_single_arguments():
-    with pytest.raises(ValueError, match=r"estimate: got 9 samples, expected 10 as in reference"):
+    with pytest.raises(ValueError, match=r"estimate: expected 10 samples as in reference, got 9"):
         si_sdr(jnp.ones(10), jnp.ones(9))
-    with pytest.raises(ValueError, match=r"filter_length: got 0, expected at least 1"):
+    with pytest.raises(ValueError, match=r"filter_length: expected at least 1, got 0"):
         sdr_sir_sar_filter(jnp.ones((2, 10)), jnp.ones((2, 10)), filter_length=0)
-    with pytest.raises(ValueError, match=r"scores: got 2 estimates, expected at least 3 \(references\)"):
+    with pytest.raises(ValueError, match=r"scores: expected at least 3 estimates \(references\), got 2"):
         best_permutation(jnp.ones((3, 2)))

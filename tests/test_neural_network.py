@@ -8,7 +8,7 @@ import pytest
 from marks import DOUBLE_IS_SLOW
 
 from jaxsep.neural.losses import PredictionLoss, magnitude_distance, radial_distance
-from jaxsep.neural.network import PolicyNetwork, Predicted, ToneNetwork, render_tone
+from jaxsep.neural.network import PartialPrediction, PolicyNetwork, ToneNetwork, render_tone
 from jaxsep.neural.partials import RIDGE, Partials, fit_harmonics, safe_abs, safe_phase
 from jaxsep.neural.policy import Choice, Policy
 from jaxsep.neural.prediction import predict
@@ -160,7 +160,7 @@ def pathwise(x, frame, harmonics, choice):
     """Loss of one tone at a fixed choice."""
     policy = Policy(x, jnp.zeros(2, bool))
     modelled, direct = render_tone(choice, policy.parameters(choice), harmonics, AXIS)
-    done = Predicted.nothing(frame, 2).add(choice, modelled, direct)
+    done = PartialPrediction.nothing(frame, 2).add(choice, modelled, direct)
     loss = PredictionLoss(magnitude=1.0)
     return loss(loss.terms(frame, done.modelled, done.direct, done.present))
 
@@ -239,7 +239,7 @@ def test_features_have_their_scales_and_silence_is_finite(dtype):
     network = ToneNetwork.create(2, strides=(4, 4), widths=(8, 8), key=jax.random.key(0))
     network = jax.tree.map(lambda x: x.astype(dtype) if eqx.is_inexact_array(x) else x, network)
     frame = jnp.zeros(96, jnp.result_type(dtype, jnp.complex64))
-    policy = network(frame, Predicted.nothing(frame, 2))
+    policy = network(frame, PartialPrediction.nothing(frame, 2))
     assert policy.features.shape == (96, 2, 9)
     assert policy.features.dtype == dtype
     np.testing.assert_allclose(np.exp(network.log_scales), [1e4, 1, 3, 1, 30, 30, 1, 1, 1e3], rtol=1e-5)

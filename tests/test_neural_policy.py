@@ -12,7 +12,7 @@ import scipy.stats
 
 from jaxsep.neural.estimator import Estimator, dictionary_pull
 from jaxsep.neural.losses import PredictionLoss
-from jaxsep.neural.network import PolicyNetwork, Predicted, render_tone
+from jaxsep.neural.network import PartialPrediction, PolicyNetwork, render_tone
 from jaxsep.neural.policy import Choice, Policy
 from jaxsep.signal.axes import LinearAxis
 
@@ -142,7 +142,7 @@ def toy():
 
 def expected_loss(table, harmonics, frame, loss, tempers):
     """Sum over all choices of both tones, drawn from p^τ."""
-    nothing = Predicted.nothing(frame, INSTRUMENTS)
+    nothing = PartialPrediction.nothing(frame, INSTRUMENTS)
     options = list(itertools.product(range(BINS), range(INSTRUMENTS), (False, True)))
     bins, instruments, present = (jnp.asarray(x) for x in zip(*options, strict=True))
     choices = jax.vmap(lambda b, i, p: Choice(i, b, p, jnp.zeros(())))(bins, instruments, present)
@@ -278,7 +278,7 @@ def test_the_pull_is_zero_for_rows_with_a_peak_of_one():
     [
         ({"branches": ()}, "branches: expected at least 1 for every tone"),
         ({"branches": (3, 0)}, "branches: expected at least 1 for every tone"),
-        ({"branches": (1, 3)}, "branches: leave-one-out needs 2 or more for the first tone"),
+        ({"branches": (1, 3)}, "branches: expected 2 or more first with leave-one-out"),
         (
             {"branches": (3, 3), "baseline": "none"},
             "baseline: expected 'mean' or 'leave-one-out', got 'none'",

@@ -293,33 +293,33 @@ def test_temporaries_do_not_grow_with_the_signal():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda s: GaussianSTFT(window_std=0), "window_std must be at least 1 sample, got 0"),
-        (lambda s: GaussianSTFT(window_std=8, hop=0), r"hop must lie between 1 and .* = 32 samples, got 0"),
-        (lambda s: GaussianSTFT(window_std=8, hop=33), r"hop must lie between 1 and .* = 32 samples, got 33"),
-        (lambda s: s.num_frames(0), "num_samples must be at least 1, got 0"),
-        (lambda s: s.analyse(jnp.zeros(0)), "num_samples must be at least 1, got 0"),
+        (lambda s: GaussianSTFT(window_std=0), "window_std: expected at least 1 sample, got 0"),
+        (lambda s: GaussianSTFT(window_std=8, hop=0), r"hop: expected 1 to .* = 32 samples, got 0"),
+        (lambda s: GaussianSTFT(window_std=8, hop=33), r"hop: expected 1 to .* = 32 samples, got 33"),
+        (lambda s: s.num_frames(0), "num_samples: expected at least 1, got 0"),
+        (lambda s: s.analyse(jnp.zeros(0)), "num_samples: expected at least 1, got 0"),
         # Unwrapped, since the type checks of the test run would object first.
         (
             lambda s: unwrap(GaussianSTFT.analyse)(s, jnp.zeros(9, jnp.int16)),
-            "samples must be floating-point numbers, got int16",
+            "samples: expected floating-point numbers, got int16",
         ),
-        (lambda s: s.analyse(jnp.zeros(9), first_frame=-1), "first_frame must not be negative, got -1"),
-        (lambda s: s.analyse(jnp.zeros(9), num_frames=0), "num_frames must be at least 1, got 0"),
+        (lambda s: s.analyse(jnp.zeros(9), first_frame=-1), "first_frame: expected at least 0, got -1"),
+        (lambda s: s.analyse(jnp.zeros(9), num_frames=0), "num_frames: expected at least 1, got 0"),
         (
             lambda s: s.analyse(jnp.zeros(9), first_frame=5),
-            r"num_frames .* got -2 \(the signal has 3 frames\)",
+            r"num_frames: .* got -2 \(the signal has 3 frames\)",
         ),
         (
             lambda s: jax.jit(lambda i: s.analyse(jnp.zeros(9), first_frame=i))(1),
-            "num_frames must be given when first_frame is traced",
+            "num_frames: expected a number when first_frame is traced",
         ),
-        (lambda s: s.synthesise(jnp.zeros((2, 49), complex), 0), "num_samples must be at least 1, got 0"),
-        (lambda s: s.synthesise(jnp.zeros((2, 48), complex), 9), "must have 49 bins, got 48"),
+        (lambda s: s.synthesise(jnp.zeros((2, 49), complex), 0), "num_samples: expected at least 1, got 0"),
+        (lambda s: s.synthesise(jnp.zeros((2, 48), complex), 9), "spectrogram: expected 49 bins, got 48"),
         (
             lambda s: s.overlap_add(jnp.zeros((0, 49), complex)),
-            "spectrogram must have at least 1 frame, got 0",
+            "spectrogram: expected at least 1 frame, got 0",
         ),
-        (lambda s: s.window_power(0), "num_frames must be at least 1, got 0"),
+        (lambda s: s.window_power(0), "num_frames: expected at least 1, got 0"),
     ],
 )
 def test_errors_name_argument_expected_and_got(call, message):

@@ -74,4 +74,4 @@ def alpha_max(patterns: Patterns, target: Float[Array, " bins"], *, signed: bool
         >>> print(jaxsep.alpha_max(patterns, signal).round(2))  # the pattern's energy, √π · 2
         3.54
     """
-    return jnp.maximum(jnp.max(patterns.peaks(target, signed=signed).value), 0)
+    return jnp.maximum(jnp.max(patterns.maxima(target, signed=signed).value), 0)

@@ -12,7 +12,7 @@ from jaxsep.blasso.spikes import Spikes, synthesise
 from jaxsep.numerics.adjoint import freeze
 from jaxsep.numerics.lanes import default_lanes, queue, run_lanes
 
-__all__ = ["BeurlingLasso", "Decomposition", "Descent"]
+__all__ = ["BeurlingLasso", "LassoResult", "ProximalState"]
 
 #: Exchanges in one proximal map at most; warm starts mostly need one.
 _MAX_EXCHANGES = 10
@@ -21,7 +21,7 @@ _MAX_EXCHANGES = 10
 _PRECISION = 0.1
 
 
-class Decomposition(eqx.Module):
+class LassoResult(eqx.Module):
     """What the Beurling LASSO finds in several frames.
 
     - `sources`: `u_i = ψ_i ∗ ν_i`.
@@ -42,7 +42,7 @@ class Decomposition(eqx.Module):
     exchanges: Int[Array, " frames"]
 
 
-class Descent(eqx.Module):
+class ProximalState(eqx.Module):
     """State of the proximal gradient method on one frame, whose proximal maps are states of their own."""
 
     maps: Exchange
@@ -96,7 +96,7 @@ class BeurlingLasso(eqx.Module):
         signals: Float[Array, "frames bins"],
         alpha: float | Float[Array, ""] | Float[Array, " frames"],
         start: Spikes | None = None,
-    ) -> Decomposition:
+    ) -> LassoResult:
         """Decomposes every frame.
 
         Arguments:
@@ -105,9 +105,11 @@ class BeurlingLasso(eqx.Module):
             alpha: α > 0, one for all or one for each, such as a fraction of `alpha_max`.
             start: measures of similar frames, `[frames, spikes]`.
 
-        Returns: what `Decomposition` says. Where the input is impossible, the outcome tells, and all is 0.
+        Returns:
+            What `LassoResult` says. Where the input is impossible, the outcome tells, and all is 0.
 
-        Raises: `ValueError` without a frame, or if the number of bins is not the patterns'.
+        Raises:
+            ValueError: without a frame, or if the number of bins is not the patterns'.
         """
         # As an array: another number needs no other program.
         return self._decompose(patterns, signals, jnp.asarray(alpha, signals.dtype), start)
@@ -122,7 +124,7 @@ class BeurlingLasso(eqx.Module):
             start, used = solver._descend(*given, verdict == 0)
         found = self.projection(patterns, signals, alpha, start)
         sources = jax.lax.map(lambda spikes: synthesise(patterns, spikes), found.spikes)
-        return Decomposition(
+        return LassoResult(
             sources, found.spikes, found.point, found.certificate, found.outcome, used, found.steps
         )
 
@@ -147,7 +149,7 @@ class BeurlingLasso(eqx.Module):
         spikes = eqx.tree_at(lambda s: s.pattern, spikes, pattern.astype(jnp.int32))
         return jax.tree.map(lambda x: x.reshape(num_frames, -1), spikes), last.steps
 
-    def _begin(self, patterns, signal, spikes) -> Descent:
+    def _begin(self, patterns, signal, spikes) -> ProximalState:
         def own(pattern):
             mine = spikes.active & (spikes.pattern == pattern)
             order = jnp.argsort(~mine, stable=True)
@@ -161,7 +163,7 @@ class BeurlingLasso(eqx.Module):
 
         sources = synthesise(patterns, spikes)
         warm = jax.vmap(own)(jnp.arange(patterns.num_patterns))
-        return Descent(
+        return ProximalState(
             maps=jax.vmap(self.projection.begin)(sources, warm),
             sources=sources,
             point=sources,
@@ -170,7 +172,7 @@ class BeurlingLasso(eqx.Module):
             steps=jnp.int32(0),
         )
 
-    def _step(self, patterns, singles, signal, alpha, state) -> Descent:
+    def _step(self, patterns, singles, signal, alpha, state) -> ProximalState:
         """One exchange in the proximal map of every source; when all are solved, one proximal step."""
         dtype = signal.dtype
         tau = jnp.asarray(1 / patterns.num_patterns if self.step_size is None else self.step_size, dtype)
@@ -179,7 +181,7 @@ class BeurlingLasso(eqx.Module):
         maps = jax.vmap(exchange)(singles, goal, state.maps)
         sources = goal - maps.residual
         residual = signal - jnp.sum(sources, axis=0)
-        largest = jnp.max(patterns.peaks(residual, signed=self.projection.signed).value)
+        largest = jnp.max(patterns.maxima(residual, signed=self.projection.signed).value)
         mass = jnp.sum(maps.spikes.amplitude)
         certificate = certify(signal, residual, alpha, largest, mass)
 
@@ -192,7 +194,7 @@ class BeurlingLasso(eqx.Module):
         uphill = jnp.sum((state.point - sources) * (sources - state.sources)) > 0
         before = jnp.where(uphill, 1, state.momentum).astype(dtype)
         after = 0.5 * (1 + jnp.sqrt(1 + 4 * before**2))
-        moved = Descent(
+        moved = ProximalState(
             maps=jax.vmap(self.projection.begin)(goal, maps.spikes),
             sources=sources,
             point=sources + (before - 1) / after * (sources - state.sources),

@@ -8,13 +8,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Complex, Float, Int
+from scipy.fft import next_fast_len
 
 from jaxsep.numerics.dot import dot
 from jaxsep.pursuit.loss import power
 from jaxsep.signal.axes import LogAxis
 from jaxsep.signal.gaussians import SINUSOID_WIDTH
 
-__all__ = ["Patterns", "Peaks"]
+__all__ = ["Maxima", "Patterns"]
 
 #: Points of each bin, between which the correlation's maximum is then refined.
 _SAMPLES = 32
@@ -26,7 +27,7 @@ _NEWTON_STEPS = 2
 _REACH = 8
 
 
-class Peaks(eqx.Module):
+class Maxima(eqx.Module):
     """The largest correlation within each bin of shifts, and the shift where it is.
 
     Rows are the patterns, followed by the negative ones where the measures have a sign.
@@ -94,8 +95,9 @@ class Patterns(eqx.Module):
             circle: whether bins and shifts are taken modulo `num_bins`.
             oversampling: ρ ≥ 1.
 
-        Raises: `ValueError` for a function that is zero or not finite on its support, or that changes too
-        fast within a bin for the oversampling.
+        Raises:
+            ValueError: for a function that is zero or not finite on its support, or that changes too fast
+                within a bin for the oversampling.
         """
         shape = lambda distance: jnp.stack([f(distance).astype(dtype) for f in functions])
         reach = math.floor(support[0]), math.ceil(support[1])
@@ -226,7 +228,7 @@ class Patterns(eqx.Module):
         return jnp.swapaxes(jnp.concatenate([lags, closing], axis=1)[:, :, :cells], 1, 2)
 
     @eqx.filter_jit
-    def peaks(self, signal: Float[Array, " bins"], *, signed: bool = False) -> Peaks:
+    def maxima(self, signal: Float[Array, " bins"], *, signed: bool = False) -> Maxima:
         """The maximum of the correlation over each cell of shifts, and with `signed` of its negative."""
         values = self.correlate(signal)
         if signed:
@@ -260,7 +262,7 @@ class Patterns(eqx.Module):
         largest = jnp.max(samples, axis=1)
         better = reached >= largest
         cells = jnp.arange(values.shape[1], dtype=dtype) + (0 if self.circle else self.shifts[0])
-        return Peaks(jnp.where(better, reached, largest), cells + jnp.where(better, fraction, start[0]))
+        return Maxima(jnp.where(better, reached, largest), cells + jnp.where(better, fraction, start[0]))
 
 
 def _tabulate(shape, num_bins, reach, shifts, circle, oversampling, dtype):
@@ -298,7 +300,7 @@ def _transform_size(num_bins, first_offset, span, shifts, circle):
         return num_bins
     lowest = min(0, shifts[0] + first_offset)
     highest = max(num_bins, shifts[1] + 1 + first_offset + span)
-    return min(f * 2 ** max(1, math.ceil(math.log2((highest - lowest) / f))) for f in (1, 3, 5, 9, 15))
+    return next_fast_len(highest - lowest, real=True)
 
 
 def _check(shape, reach, oversampling, dtype):
@@ -313,12 +315,14 @@ def _check(shape, reach, oversampling, dtype):
     limit = 1e-4 if dtype == jnp.float32 else 1e-7
     for number in range(size.size):
         if not 0 < size[number] < np.inf:
-            kind = "zero" if size[number] == 0 else "not finite"
-            raise ValueError(f"functions: pattern {number} is {kind} on its support")
+            kind = "only zero" if size[number] == 0 else "infinite or NaN"
+            raise ValueError(
+                f"functions: expected patterns other than zero, got {kind} values in pattern {number}"
+            )
         if error[number] > limit * size[number]:
             raise ValueError(
-                f"functions: pattern {number} changes too fast within a bin for oversampling={oversampling}: "
-                f"it is off by {error[number] / size[number]:.1e} of its maximum, expected {limit:.0e}"
+                f"functions: expected an error below {limit:.0e} with oversampling={oversampling}, got "
+                f"{error[number] / size[number]:.1e} in pattern {number}, which changes too fast"
             )
 
 

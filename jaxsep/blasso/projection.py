@@ -6,12 +6,19 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxsep.blasso.certificate import Certificate, certify
-from jaxsep.blasso.patterns import Patterns, Peaks
-from jaxsep.blasso.spikes import DAMPING, Spikes, differentiable, slide
+from jaxsep.blasso.patterns import Maxima, Patterns
+from jaxsep.blasso.spikes import DAMPING, Spikes, differentiable_spikes, slide
 from jaxsep.numerics.adjoint import Adjoint, Implicit, freeze, known
 from jaxsep.numerics.lanes import default_lanes, queue, run_lanes
 
-__all__ = ["Exchange", "Projected", "Projection", "ProjectionOutcome", "check_input", "outcome_of_input"]
+__all__ = [
+    "Exchange",
+    "Projection",
+    "ProjectionOutcome",
+    "ProjectionResult",
+    "check_input",
+    "outcome_of_input",
+]
 
 #: Slots of the first attempt: enough for most frames, and a step is ten times as fast as with 32.
 _FEW = 8
@@ -56,7 +63,7 @@ class Exchange(eqx.Module):
     steps: Int[Array, ""]
 
 
-class Projected(eqx.Module):
+class ProjectionResult(eqx.Module):
     """Projections of several signals.
 
     - `point`: the projection p, within the bound at *all* real shifts.
@@ -107,7 +114,7 @@ class Projection(eqx.Module):
         >>> patterns = jaxsep.Patterns.from_functions([bump], num_bins=40, support=(-12.0, 12.0))
         >>> signal, bound = bump(jnp.arange(40.0) - 20.25), 1.0
         >>> projected = jax.jit(jaxsep.Projection(max_spikes=4))(patterns, signal[None], bound)
-        >>> print(jnp.max(patterns.peaks(projected.point[0]).value).round(3))
+        >>> print(jnp.max(patterns.maxima(projected.point[0]).value).round(3))
         1.0
     """
 
@@ -131,7 +138,7 @@ class Projection(eqx.Module):
         signals: Float[Array, "frames bins"],
         bound: float | Float[Array, ""] | Float[Array, " frames"],
         start: Spikes | None = None,
-    ) -> Projected:
+    ) -> ProjectionResult:
         """Projects every signal.
 
         Arguments:
@@ -141,9 +148,12 @@ class Projection(eqx.Module):
             start: multipliers of a similar problem, `[frames, spikes]`; the smallest beyond `max_spikes` are
                 left out.
 
-        Returns: what `Projected` says. Where the input is impossible, the outcome tells, and the point is 0.
+        Returns:
+            What `ProjectionResult` says. Where the input is impossible, the outcome tells, and the point is
+            0.
 
-        Raises: `ValueError` without a signal, or if the number of bins is not the patterns'.
+        Raises:
+            ValueError: without a signal, or if the number of bins is not the patterns'.
         """
         # As an array: another number needs no other program.
         return self._project(patterns, signals, jnp.asarray(bound, signals.dtype), start)
@@ -156,13 +166,13 @@ class Projection(eqx.Module):
         solver, *given = freeze((self, patterns, signals, bound, start))
         state = solver._solve(*given, valid)
         outcome = jax.vmap(lambda s, v: outcome_of_input(v, solver._outcome(s)))(state, verdict)
-        spikes, residual = differentiable(
+        spikes, residual = differentiable_spikes(
             state.spikes, state.residual, patterns, signals, bound, self.adjoint
         )
         primal = known(state.certificate.primal, _primal, residual, bound, spikes.amplitude)
         certificate = eqx.tree_at(lambda c: c.primal, freeze(state.certificate), primal)
         point = certificate.scale[:, None] * residual
-        return Projected(point, spikes, certificate, outcome, state.steps)
+        return ProjectionResult(point, spikes, certificate, outcome, state.steps)
 
     def accuracy(self, dtype) -> Float[Array, ""]:
         """The tolerance in use."""
@@ -191,14 +201,14 @@ class Projection(eqx.Module):
         spikes, full = _insert(state.spikes, state.candidates)
         joined = jnp.any(state.candidates.active)
         found = slide(patterns, signal, bound, spikes, num_steps=self.num_slides, damping=state.damping)
-        peaks = patterns.peaks(found.residual, signed=self.signed)
+        maxima = patterns.maxima(found.residual, signed=self.signed)
         mass = jnp.sum(found.spikes.amplitude)
-        certificate = certify(signal, found.residual, bound, jnp.max(peaks.value), mass)
+        certificate = certify(signal, found.residual, bound, jnp.max(maxima.value), mass)
         spikes = _merge(patterns, found.spikes)
         progress = (joined & ~full) | (certificate.relative_gap < 0.9 * state.best)
         return Exchange(
             spikes=spikes,
-            candidates=self._candidates(patterns, peaks, bound, spikes, found.decrease < _SETTLED),
+            candidates=self._candidates(patterns, maxima, bound, spikes, found.decrease < _SETTLED),
             residual=found.residual,
             damping=found.damping,
             certificate=certificate,
@@ -248,10 +258,10 @@ class Projection(eqx.Module):
         outcome = kinds.where(solved, kinds.solved, outcome)
         return kinds.where(solved & ~jnp.any(state.spikes.active), kinds.zero, outcome)
 
-    def _candidates(self, patterns, peaks: Peaks, bound, spikes, settled) -> Spikes:
+    def _candidates(self, patterns, maxima: Maxima, bound, spikes, settled) -> Spikes:
         """The largest local maxima of the correlation above the bound."""
         # What rounding alone lifts above the bound is no candidate: it would come and go for ever.
-        excess = peaks.value - bound * (1 + 32 * jnp.finfo(bound.dtype).eps)
+        excess = maxima.value - bound * (1 + 32 * jnp.finfo(bound.dtype).eps)
         left, right = jnp.roll(excess, 1, axis=1), jnp.roll(excess, -1, axis=1)
         if not patterns.circle:
             left, right = left.at[:, 0].set(-jnp.inf), right.at[:, -1].set(-jnp.inf)
@@ -261,8 +271,8 @@ class Projection(eqx.Module):
             chosen.append(jnp.argmax(height))
             height = height.at[chosen[-1]].set(0)
         chosen = jnp.stack(chosen)
-        excess, position = excess.reshape(-1)[chosen], peaks.position.reshape(-1)[chosen]
-        row = chosen // peaks.value.shape[1]
+        excess, position = excess.reshape(-1)[chosen], maxima.position.reshape(-1)[chosen]
+        row = chosen // maxima.value.shape[1]
         pattern = (row % patterns.num_patterns).astype(jnp.int32)
         sign = jnp.where(row < patterns.num_patterns, 1, -1).astype(excess.dtype)
         same = spikes.active & (pattern[:, None] == spikes.pattern) & (sign[:, None] == spikes.sign)

@@ -10,7 +10,7 @@ from jaxsep.numerics.adjoint import Adjoint, Problem, known
 from jaxsep.numerics.dot import dot
 from jaxsep.numerics.lanes import map_frames
 
-__all__ = ["DAMPING", "SpikeFit", "Spikes", "differentiable", "slide", "synthesise"]
+__all__ = ["DAMPING", "SpikeFit", "Spikes", "differentiable_spikes", "slide", "synthesise"]
 
 #: Damping of a first Newton step, relative to each parameter's curvature.
 DAMPING = 1e-3
@@ -59,7 +59,7 @@ def synthesise(patterns: Patterns, spikes: Spikes) -> Float[Array, "patterns bin
     return dot(rows.T, shapes)
 
 
-class Descended(eqx.Module):
+class SlideResult(eqx.Module):
     """Spikes after a descent, the residual `p = b - Σ u_i` they leave, and how the descent went.
 
     - `decrease`: of the loss, relative.
@@ -89,7 +89,7 @@ def slide(
     *,
     num_steps: int,
     damping: float | Float[Array, ""] = DAMPING,
-) -> Descended:
+) -> SlideResult:
     """Descends `½‖b - Σ_j a_j s_j ψ(· - x_j)‖² + λ Σ_j a_j` over all amplitudes a ≥ 0 and positions x.
 
     Projected Newton steps with the damping of Levenberg and Marquardt. Of the second derivatives by a
@@ -135,7 +135,7 @@ def slide(
     active = spikes.active & (last.amplitude > 0)
     found = Spikes(jnp.where(active, last.amplitude, 0), last.position, spikes.pattern, spikes.sign, active)
     decrease = (start.loss - last.loss) / jnp.maximum(last.loss, tiny)
-    return Descended(found, last.residual, decrease, jnp.minimum(damping, _MAX_DAMPING))
+    return SlideResult(found, last.residual, decrease, jnp.minimum(damping, _MAX_DAMPING))
 
 
 def _evaluate(patterns, target, bound, pattern, sign, amplitude, position) -> _Point:
@@ -246,7 +246,7 @@ class SpikeFit(Problem):
         return _evaluate(self.patterns, target, bound, pattern, sign, amplitude, position)
 
 
-def differentiable(
+def differentiable_spikes(
     spikes: Spikes,
     residual: Float[Array, "frames bins"],
     patterns: Patterns,

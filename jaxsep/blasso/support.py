@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxsep.blasso.patterns import Patterns
-from jaxsep.blasso.spikes import Spikes, differentiable, slide
+from jaxsep.blasso.spikes import Spikes, differentiable_spikes, slide
 from jaxsep.numerics.adjoint import Adjoint, Implicit, freeze
 from jaxsep.pursuit.loss import power
 from jaxsep.signal.gaussians import SINUSOID_WIDTH
@@ -37,8 +37,9 @@ def support(
         lift: q by which signals and patterns were lifted.
         adjoint: how the fit is differentiated, by patterns and signals.
 
-    Returns: `[frames, spikes]`; amplitudes refer to a dictionary's patterns as they were before the lift and
-    the division by their norm.
+    Returns:
+        `[frames, spikes]`; amplitudes refer to a dictionary's patterns as they were before the lift and the
+        division by their norm.
 
     Example:
         >>> bump = lambda distance: jnp.exp(-0.5 * (distance / 2) ** 2)
@@ -54,7 +55,7 @@ def support(
     free = jnp.zeros(signals.shape[0], signals.dtype)
     fit = lambda frame: slide(shapes, *frame, num_steps=_STEPS)
     found = jax.lax.map(fit, (targets, free, start))
-    fitted, _ = differentiable(found.spikes, found.residual, patterns, signals, free, adjoint)
+    fitted, _ = differentiable_spikes(found.spikes, found.residual, patterns, signals, free, adjoint)
     return jax.vmap(lambda spikes: spikes_as_tones(patterns, spikes, lift=lift))(fitted)
 
 

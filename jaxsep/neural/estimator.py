@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Complex, Float, PRNGKeyArray
 
 from jaxsep.neural.losses import LossTerms, PredictionLoss
-from jaxsep.neural.network import PolicyNetwork, Predicted, ToneSpectrum
+from jaxsep.neural.network import PartialPrediction, PolicyNetwork, ToneSpectrum
 from jaxsep.signal.axes import LinearAxis
 
 __all__ = ["Estimator", "Rollout", "dictionary_pull"]
@@ -74,9 +74,7 @@ class Estimator(eqx.Module):
         if self.baseline not in ("mean", "leave-one-out"):
             raise ValueError(f"baseline: expected 'mean' or 'leave-one-out', got {self.baseline!r}")
         if self.baseline == "leave-one-out" and self.branches[0] < 2:
-            raise ValueError(
-                f"branches: leave-one-out needs 2 or more for the first tone, got {self.branches}"
-            )
+            raise ValueError(f"branches: expected 2 or more first with leave-one-out, got {self.branches}")
 
     def __call__(
         self,
@@ -109,7 +107,7 @@ class Estimator(eqx.Module):
     ) -> Rollout:
         """Samples of all tones of a frame, with their losses."""
         fixed = jax.lax.stop_gradient(harmonics)
-        nothing = Predicted.nothing(frame, network.num_instruments)
+        nothing = PartialPrediction.nothing(frame, network.num_instruments)
         nodes = jax.tree.map(lambda x: x[None], (nothing, nothing.modelled))
         tempers, log_ratio = jnp.ones(1, frame.real.dtype), jnp.zeros(1, frame.real.dtype)
         log_sampled, entropies = [], []

@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Array, Complex, Float, Int
 
 from jaxsep.neural.losses import LossTerms, PredictionLoss
-from jaxsep.neural.network import PolicyNetwork, Predicted, ToneSpectrum
+from jaxsep.neural.network import PartialPrediction, PolicyNetwork, ToneSpectrum
 from jaxsep.neural.policy import Choice
 from jaxsep.signal.axes import LinearAxis
 from jaxsep.tones.tones import Tones
@@ -101,9 +101,10 @@ def imitation(
         axis: of the frame.
         temper: τ of the log-probability.
 
-    Returns: what to minimise; the terms of the loss, and the mean entropy of (instrument, bin).
+    Returns:
+        What to minimise; the terms of the loss, and the mean entropy of (instrument, bin).
     """
-    predicted = Predicted.nothing(frame, network.num_instruments)
+    predicted = PartialPrediction.nothing(frame, network.num_instruments)
     agreement, entropy = 0.0, 0.0
     for number in range(network.num_instruments):
         policy = network(frame, predicted)

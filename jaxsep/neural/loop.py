@@ -14,13 +14,13 @@ from jaxsep.neural.checkpoint import save_checkpoint
 from jaxsep.neural.imitation import Guide
 from jaxsep.neural.training import StepReport, Trainer, TrainingState, train_step
 
-__all__ = ["train"]
+__all__ = ["STEPS_PER_LINE", "train"]
 
 #: Steps whose reports are averaged for a line of the log.
 STEPS_PER_LINE = 50
 
 #: Seconds between checkpoints.
-CHECKPOINT_EVERY = 120.0
+_CHECKPOINT_EVERY = 120.0
 
 
 def train(
@@ -52,8 +52,9 @@ def train(
         advance: hears of every 50 steps.
         watch: is called with the state and the seconds so far, after every 50 steps.
 
-    Raises: `FloatingPointError` if the loss is no longer finite; the last checkpoint stays; `ValueError` if
-    the settings want a guide and there is none.
+    Raises:
+        FloatingPointError: if the loss is no longer finite; the last checkpoint stays.
+        ValueError: if the settings want a guide and there is none.
     """
     total, reports = trainer.settings.steps, []
     first = step = int(state.step)
@@ -93,7 +94,7 @@ def train(
                 watch(state, elapsed)
             if minutes is not None and elapsed >= 60 * minutes:
                 break
-            if time.monotonic() - saved > CHECKPOINT_EVERY:
+            if time.monotonic() - saved > _CHECKPOINT_EVERY:
                 save()
                 saved = time.monotonic()
     except BaseException as error:

@@ -12,10 +12,10 @@ from jaxsep.neural.policy import FEATURES, Choice, Policy, ToneParameters
 from jaxsep.neural.unet import UNet
 from jaxsep.signal.axes import LinearAxis
 
-__all__ = ["PolicyNetwork", "Predicted", "ToneNetwork", "ToneSpectrum", "render_tone"]
+__all__ = ["PartialPrediction", "PolicyNetwork", "ToneNetwork", "ToneSpectrum", "render_tone"]
 
 
-class Predicted(eqx.Module):
+class PartialPrediction(eqx.Module):
     """Predictions for one frame so far; every instrument has at most one tone.
 
     - `modelled`: spectrum of each instrument's tone with the dictionary's amplitudes.
@@ -30,7 +30,7 @@ class Predicted(eqx.Module):
     present: Float[Array, " instruments"]
 
     @classmethod
-    def nothing(cls, frame: Complex[Array, " bins"], num_instruments: int) -> "Predicted":
+    def nothing(cls, frame: Complex[Array, " bins"], num_instruments: int) -> "PartialPrediction":
         """Before the first tone."""
         zero = jnp.zeros((num_instruments, frame.shape[0]), frame.dtype)
         real = jnp.zeros(num_instruments, zero.real.dtype)
@@ -38,11 +38,11 @@ class Predicted(eqx.Module):
 
     def add(
         self, choice: Choice, modelled: Complex[Array, " bins"], direct: Complex[Array, " bins"]
-    ) -> "Predicted":
+    ) -> "PartialPrediction":
         """With one more tone."""
         mine = jnp.arange(self.playing.shape[0]) == choice.instrument
         put = lambda rows, new: jnp.where(mine[:, None], new, rows)
-        return Predicted(
+        return PartialPrediction(
             put(self.modelled, modelled),
             put(self.direct, direct),
             self.playing | mine,
@@ -72,7 +72,7 @@ class PolicyNetwork(eqx.Module):
     num_instruments: eqx.AbstractVar[int]
 
     @abc.abstractmethod
-    def __call__(self, frame: Complex[Array, " bins"], predicted: Predicted) -> Policy:
+    def __call__(self, frame: Complex[Array, " bins"], predicted: PartialPrediction) -> Policy:
         """Distributions over the next tone of a frame."""
 
 
@@ -85,10 +85,10 @@ class ToneNetwork(PolicyNetwork):
         num_instruments: c.
 
     Example:
-        >>> from jaxsep.neural.network import Predicted
+        >>> from jaxsep.neural.network import PartialPrediction
         >>> network = jaxsep.ToneNetwork.create(2, strides=(4,), widths=(8,), key=jax.random.key(0))
         >>> frame = jnp.ones(48, complex)
-        >>> network(frame, Predicted.nothing(frame, 2)).features.shape  # [bins, instruments, features]
+        >>> network(frame, PartialPrediction.nothing(frame, 2)).features.shape  # [bins, instruments, 9]
         (48, 2, 9)
     """
 
@@ -120,7 +120,7 @@ class ToneNetwork(PolicyNetwork):
         )
         return cls(unet, Policy.initial_scales(), num_instruments)
 
-    def __call__(self, frame: Complex[Array, " bins"], predicted: Predicted) -> Policy:
+    def __call__(self, frame: Complex[Array, " bins"], predicted: PartialPrediction) -> Policy:
         """Distributions over the next tone of a frame."""
         columns = []
         for rows in (predicted.modelled, predicted.direct):

@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Complex, Float
 
-from jaxsep.neural.network import PolicyNetwork, Predicted, render_tone
+from jaxsep.neural.network import PartialPrediction, PolicyNetwork, render_tone
 from jaxsep.signal.axes import LinearAxis
 from jaxsep.tones.tones import Tones
 
@@ -32,7 +32,7 @@ def predict(
 ) -> Prediction:
     """The most probable tone of each instrument, one after the other."""
     number = network.num_instruments
-    found = Predicted.nothing(frame, number)
+    found = PartialPrediction.nothing(frame, number)
     slots = Tones.empty((number,), frame.real.dtype)
     for _ in range(number):
         policy = network(frame, found)

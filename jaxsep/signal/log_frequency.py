@@ -20,10 +20,13 @@ def log_frequency_spectrum(
     `Y[j] = Σ_k a_k exp(-(j - c ln(f_k / f_min))² / (2σ_k²))`: each peak keeps its amplitude and its width in
     *bins*, so that a sinusoid looks the same at every frequency (P1, log-frequency spectrogram).
 
-    Arguments: `peaks`, `[peaks]`, with positions in bins of `linear_axis`; `log_axis`, the new axis, with
-    its f_min and c. Peaks at or below 0 Hz are dropped, and what lies outside the new axis is cut.
+    Arguments:
+        peaks: `[peaks]`, positions in bins of `linear_axis`; those at or below 0 Hz are dropped.
+        linear_axis: on which they were found.
+        log_axis: the new axis, with its f_min and c; what lies outside is cut.
 
-    Returns: the spectrum, nonnegative; 0 where there is no peak.
+    Returns:
+        The spectrum, nonnegative; 0 where there is no peak.
     """
     frequency = linear_axis.to_hz(peaks.position)
     audible = peaks.active & (frequency > 0)
@@ -47,14 +50,19 @@ def log_frequency_spectrogram(
 
     Low notes keep the resolution of the linear spectrogram, which a mel or constant-Q filter bank smears.
 
-    Arguments: `magnitudes`, nonnegative, of an STFT with a Gaussian window, in whose bins a sinusoid has
-    the width `SINUSOID_WIDTH`; `linear_axis`, their bins; `log_axis`, the axis of the result; `pursuit`,
-    by default `PeakPursuit()`, with which the result can be differentiated by the magnitudes.
+    Arguments:
+        magnitudes: nonnegative, of an STFT with a Gaussian window, in whose bins a sinusoid has the width
+            `SINUSOID_WIDTH`.
+        linear_axis: their bins.
+        log_axis: of the result.
+        pursuit: by default `PeakPursuit()`, with which the result can be differentiated by the magnitudes.
 
-    Returns: nonnegative magnitudes at the level of the input. A frame with NaN, infinity or a negative value
-    has no peaks and gives zeros; the pursuit's own result has an outcome that tells.
+    Returns:
+        Nonnegative magnitudes at the level of the input. A frame with NaN, infinity or a negative value has
+        no peaks and gives zeros; the pursuit's own result has an outcome that tells.
 
-    Raises ValueError when the axis has another number of bins than the magnitudes.
+    Raises:
+        ValueError: when the axis has another number of bins than the magnitudes.
 
     Example:
         >>> linear, logarithmic = jaxsep.LinearAxis(384, 48_000 / 768), jaxsep.LogAxis()

@@ -6,6 +6,8 @@ from jaxtyping import Array, Complex, Float
 
 from jaxsep.signal.stft import GaussianSTFT
 
+__all__ = ["griffin_lim", "ratio_masks", "unit_phase"]
+
 
 def ratio_masks(
     magnitudes: Float[Array, "instruments *shape"],
@@ -24,10 +26,12 @@ def ratio_masks(
         mixture_magnitude: magnitude |Z| of the mixture, nonnegative.
         share: ε ≥ 0, without unit.
 
-    Returns masks between 0 and 1. Where the denominator is 0, or so small (1e-19 in float32) that the
-    derivative would overflow, they are constant: 1/I, or 0 for ε = 0.
+    Returns:
+        Masks between 0 and 1. Where the denominator is 0, or so small (1e-19 in float32) that the derivative
+        would overflow, they are constant: 1/I, or 0 for ε = 0.
 
-    Raises ValueError when the shapes do not match, or for a negative share known when tracing.
+    Raises:
+        ValueError: when the shapes do not match, or for a negative share known when tracing.
 
     Source: P1 (masking); the share is an addition.
 
@@ -39,11 +43,11 @@ def ratio_masks(
     """
     if magnitudes.ndim < 1 or magnitudes.shape[1:] != mixture_magnitude.shape or magnitudes.shape[0] < 1:
         raise ValueError(
-            f"magnitudes must have shape (instruments, *{mixture_magnitude.shape}) "
+            f"magnitudes: expected shape (instruments, *{mixture_magnitude.shape}) "
             f"with at least 1 instrument, got {magnitudes.shape}"
         )
     if isinstance(share, int | float) and share < 0:
-        raise ValueError(f"share must not be negative, got {share}")
+        raise ValueError(f"share: expected at least 0, got {share}")
     num_instruments = magnitudes.shape[0]
     share = jnp.asarray(share, magnitudes.dtype)
     shared = share * mixture_magnitude
@@ -75,7 +79,8 @@ def griffin_lim(
         num_samples: length of the signal, at least 1.
         num_iterations: at least 1; 1 is the plain inverse with the initial phase.
 
-    Raises ValueError for num_iterations < 1, different shapes, or what `stft.synthesise` refuses.
+    Raises:
+        ValueError: for num_iterations < 1, different shapes, or what `stft.synthesise` refuses.
 
     Source: P1 (resynthesis), after D. Griffin and J. Lim, IEEE Trans. ASSP 32(2), 1984.
 
@@ -88,9 +93,9 @@ def griffin_lim(
         True
     """
     if num_iterations < 1:
-        raise ValueError(f"num_iterations must be at least 1, got {num_iterations}")
+        raise ValueError(f"num_iterations: expected at least 1, got {num_iterations}")
     if magnitudes.shape != initial.shape:
-        raise ValueError(f"initial must have the shape {magnitudes.shape} of magnitudes, got {initial.shape}")
+        raise ValueError(f"initial: expected the shape {magnitudes.shape} of magnitudes, got {initial.shape}")
 
     def iterate(_, samples):
         spectrogram = stft.analyse(samples, num_frames=magnitudes.shape[0])

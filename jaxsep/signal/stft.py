@@ -11,11 +11,13 @@ from jax import lax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Complex, Float, Int
 
-# The window is cut at ±6 standard deviations, where it has fallen to 1.5e-8 of its peak.
-STDS_PER_FRAME = 12
+__all__ = ["GaussianSTFT", "normalise_overlap"]
 
-# Frames transformed together at most. More of them compile longer and, on a CPU, are not faster.
-FRAMES_PER_BLOCK = 8
+#: The window is cut at ±6 standard deviations, where it has fallen to 1.5e-8 of its peak.
+_STDS_PER_FRAME = 12
+
+#: Frames transformed together at most. More of them compile longer and, on a CPU, are not faster.
+_FRAMES_PER_BLOCK = 8
 
 
 class GaussianSTFT(eqx.Module):
@@ -36,7 +38,8 @@ class GaussianSTFT(eqx.Module):
         hop: samples between the centres of neighbouring frames, from 1 to 4·window_std. Beyond that
             the window is so small between two frames that the inverse would amplify rounding errors.
 
-    Raises ValueError for a value out of range.
+    Raises:
+        ValueError: for a value out of range.
 
     Source: P1 and P2 (time-frequency representation).
 
@@ -55,15 +58,15 @@ class GaussianSTFT(eqx.Module):
 
     def __check_init__(self):
         if self.window_std < 1:
-            raise ValueError(f"window_std must be at least 1 sample, got {self.window_std}")
+            raise ValueError(f"window_std: expected at least 1 sample, got {self.window_std}")
         if not 1 <= self.hop <= 4 * self.window_std:
             limit = 4 * self.window_std
-            raise ValueError(f"hop must lie between 1 and 4·window_std = {limit} samples, got {self.hop}")
+            raise ValueError(f"hop: expected 1 to 4·window_std = {limit} samples, got {self.hop}")
 
     @property
     def n_fft(self) -> int:
         """Length of a frame and of its transform in samples."""
-        return STDS_PER_FRAME * self.window_std
+        return _STDS_PER_FRAME * self.window_std
 
     @property
     def num_bins(self) -> int:
@@ -81,16 +84,17 @@ class GaussianSTFT(eqx.Module):
         Arguments:
             num_samples: length of the signal, at least 1.
 
-        Raises ValueError for an empty signal.
+        Raises:
+            ValueError: for an empty signal.
         """
         if num_samples < 1:
-            raise ValueError(f"num_samples must be at least 1, got {num_samples}")
+            raise ValueError(f"num_samples: expected at least 1, got {num_samples}")
         return 1 + -(-(num_samples - 1) // self.hop)
 
     def span(self, num_frames: int) -> int:
         """Number of samples from the start of the first to the end of the last of neighbouring frames."""
         if num_frames < 1:
-            raise ValueError(f"num_frames must be at least 1, got {num_frames}")
+            raise ValueError(f"num_frames: expected at least 1, got {num_frames}")
         return (num_frames - 1) * self.hop + self.n_fft
 
     def analyse(
@@ -112,21 +116,22 @@ class GaussianSTFT(eqx.Module):
             num_frames: length of the range; by default up to the last frame of the signal, for which
                 `first_frame` must be known when tracing.
 
-        Raises ValueError for an empty signal or range, or samples that are not floating-point numbers.
+        Raises:
+            ValueError: for an empty signal or range, or samples that are not floating-point numbers.
         """
         if not jnp.issubdtype(samples.dtype, jnp.floating):
-            raise ValueError(f"samples must be floating-point numbers, got {samples.dtype}")
+            raise ValueError(f"samples: expected floating-point numbers, got {samples.dtype}")
         total = self.num_frames(samples.shape[0])
         traced = isinstance(first_frame, jax.core.Tracer)
         if not traced and first_frame < 0:
-            raise ValueError(f"first_frame must not be negative, got {first_frame}")
+            raise ValueError(f"first_frame: expected at least 0, got {first_frame}")
         if num_frames is None:
             if traced:
-                raise ValueError("num_frames must be given when first_frame is traced, got None")
+                raise ValueError("num_frames: expected a number when first_frame is traced, got None")
             num_frames = total - int(first_frame)
         if num_frames < 1:
             raise ValueError(
-                f"num_frames must be at least 1, got {num_frames} (the signal has {total} frames)"
+                f"num_frames: expected at least 1, got {num_frames} (the signal has {total} frames)"
             )
         return _analyse(samples, jnp.asarray(first_frame), num_frames, self.window_std, self.hop)
 
@@ -144,10 +149,11 @@ class GaussianSTFT(eqx.Module):
             spectrogram: frames of a signal from its first one on, at least one.
             num_samples: length of the signal, at least 1.
 
-        Raises ValueError for a wrong number of bins, no frame, or num_samples < 1.
+        Raises:
+            ValueError: for a wrong number of bins, no frame, or num_samples < 1.
         """
         if num_samples < 1:
-            raise ValueError(f"num_samples must be at least 1, got {num_samples}")
+            raise ValueError(f"num_samples: expected at least 1, got {num_samples}")
         self._check(spectrogram)
         return _synthesise(spectrogram, num_samples, self.window_std, self.hop)
 
@@ -158,7 +164,8 @@ class GaussianSTFT(eqx.Module):
         `span(frames)` samples. Added up over ranges of frames in one buffer, and divided with
         `normalise_overlap` by `window_power` of all frames, it inverts a long spectrogram piecewise.
 
-        Raises ValueError for a wrong number of bins or no frame.
+        Raises:
+            ValueError: for a wrong number of bins or no frame.
         """
         self._check(spectrogram)
         return _overlap_add_spectra(spectrogram, self.window_std, self.hop)
@@ -170,18 +177,20 @@ class GaussianSTFT(eqx.Module):
             num_frames: number of frames, at least 1.
             dtype: floating-point type of the result.
 
-        Returns `span(num_frames)` samples, the first at n_fft/2 before the first frame's centre.
+        Returns:
+            `span(num_frames)` samples, the first at n_fft/2 before the first frame's centre.
 
-        Raises ValueError for no frame.
+        Raises:
+            ValueError: for no frame.
         """
         self.span(num_frames)  # refuses an empty range
         return _window_power(num_frames, jnp.zeros((), dtype).dtype, self.window_std, self.hop)
 
     def _check(self, spectrogram: Array):
         if spectrogram.shape[1] != self.num_bins:
-            raise ValueError(f"spectrogram must have {self.num_bins} bins, got {spectrogram.shape[1]}")
+            raise ValueError(f"spectrogram: expected {self.num_bins} bins, got {spectrogram.shape[1]}")
         if spectrogram.shape[0] < 1:
-            raise ValueError("spectrogram must have at least 1 frame, got 0")
+            raise ValueError("spectrogram: expected at least 1 frame, got 0")
 
 
 @jax.jit
@@ -201,7 +210,7 @@ def normalise_overlap(
 @lru_cache(maxsize=8)
 def _window(window_std: int) -> np.ndarray:
     """Gaussian window of sum 1, its centre at index n_fft/2."""
-    half = STDS_PER_FRAME * window_std // 2
+    half = _STDS_PER_FRAME * window_std // 2
     window = np.exp(-0.5 * (np.arange(-half, half) / window_std) ** 2)
     window /= window.sum()
     window.setflags(write=False)
@@ -210,7 +219,7 @@ def _window(window_std: int) -> np.ndarray:
 
 def _centre_phase(window_std: int) -> np.ndarray:
     """Factors (-1)^f that move the origin of time from the frame's start to its centre, and back."""
-    return 1 - 2 * (np.arange(STDS_PER_FRAME * window_std // 2 + 1) % 2)
+    return 1 - 2 * (np.arange(_STDS_PER_FRAME * window_std // 2 + 1) % 2)
 
 
 def _block_size(num_frames: int) -> int:
@@ -218,7 +227,7 @@ def _block_size(num_frames: int) -> int:
 
     Blocks of equal size without a remainder need neither padding nor a copy of the spectrogram.
     """
-    return max(size for size in range(1, FRAMES_PER_BLOCK + 1) if num_frames % size == 0)
+    return max(size for size in range(1, _FRAMES_PER_BLOCK + 1) if num_frames % size == 0)
 
 
 def _excerpt(samples: Array, start: Array, length: int) -> Array:
@@ -236,7 +245,7 @@ def _excerpt(samples: Array, start: Array, length: int) -> Array:
 
 @partial(jax.jit, static_argnums=(2, 3, 4))
 def _analyse(samples: Array, first_frame: Array, num_frames: int, window_std: int, hop: int) -> Array:
-    n_fft = STDS_PER_FRAME * window_std
+    n_fft = _STDS_PER_FRAME * window_std
     window = jnp.asarray(_window(window_std), samples.dtype)
     phase = jnp.asarray(_centre_phase(window_std), samples.dtype)
     span = _excerpt(samples, first_frame * hop - n_fft // 2, (num_frames - 1) * hop + n_fft)
@@ -257,7 +266,7 @@ def _synthesise(spectrogram: Array, num_samples: int, window_std: int, hop: int)
     numerator = _overlap_add_spectra(spectrogram, window_std, hop)
     power = _window_power(spectrogram.shape[0], numerator.dtype, window_std, hop)
     # Half a window precedes the centre of the first frame, which is the signal's first sample.
-    start = STDS_PER_FRAME * window_std // 2
+    start = _STDS_PER_FRAME * window_std // 2
     samples = normalise_overlap(numerator, power)[start : start + num_samples]
     return jnp.pad(samples, (0, num_samples - samples.shape[0]))
 
