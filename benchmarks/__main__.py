@@ -2,7 +2,7 @@
 
 import typer
 
-from benchmarks import (
+from benchmarks.commands import (
     ablation,
     artificial,
     blasso,

@@ -1,5 +1,6 @@
-"""What the benchmarks share: environment, timing, tables, result files, recordings, worker processes."""
+"""What the commands share: environment, timing, tables, reports, recordings, worker processes."""
 
+import datetime
 import json
 import os
 import platform
@@ -11,11 +12,13 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import typer
+from jaxtyping import Float
 
 import jaxsep
 from jaxsep.audio import read_audio
@@ -23,6 +26,17 @@ from jaxsep.metrics import sdr_sir_sar_gain
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
+PICTURES = ROOT / "benchmarks" / "pictures"
+
+MEBIBYTE = 2**20
+
+#: Options of several commands.
+Pieces = Annotated[str, typer.Option(help="Names, separated by commas.  [default: all]")]
+SomePieces = Annotated[str, typer.Option(help="Names, separated by commas.")]
+Seconds = Annotated[float | None, typer.Option(help="Use the start of each piece alone.", min=0.3)]
+
+#: Variables of a worker whose wall time is that of a first run: it takes nothing compiled from earlier ones.
+FRESH = {"JAX_ENABLE_COMPILATION_CACHE": "false"}
 
 _PACKAGES = ("jax", "jaxlib", "numpy", "scipy", "equinox")
 
@@ -31,9 +45,10 @@ _PACKAGES = ("jax", "jaxlib", "numpy", "scipy", "equinox")
 
 
 def environment() -> dict[str, Any]:
-    """Device, versions, cores, settings and commit that a measurement belongs to, as values for JSON."""
+    """Date, device, versions, cores, settings and commit of a measurement, as values for JSON."""
     device = jax.devices()[0]
     return {
+        "date": datetime.date.today().isoformat(),
         "device": device.device_kind,
         "platform": device.platform,
         "devices": jax.device_count(),
@@ -49,8 +64,9 @@ def environment() -> dict[str, Any]:
 def describe(record: Mapping[str, Any]) -> str:
     """The environment in one line."""
     versions = ", ".join(f"{name} {number}" for name, number in record["versions"].items())
+    date = record.get("date", "without a date")  # as files from before dates were kept
     return (
-        f"{record['device']} ({record['platform']}); {record['processor']}, {record['cores']} cores; "
+        f"{date}: {record['device']} ({record['platform']}); {record['processor']}, {record['cores']} cores; "
         f"Python {record['python']}, {versions}; commit {record['commit']}"
     )
 
@@ -87,6 +103,12 @@ def peak_memory() -> int:
 
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         return peak if sys.platform == "darwin" else 1024 * peak
+
+
+def temporary(compiled) -> int | None:
+    """Bytes of the temporaries of a compiled program, where the platform tells."""
+    analysis = compiled.memory_analysis()
+    return None if analysis is None else int(analysis.temp_size_in_bytes)
 
 
 # ---- Timing -----------------------------------------------------------------------------------------------
@@ -142,6 +164,48 @@ def write_json(name: str, document: Mapping[str, Any], *, quick: bool = False) -
     path = RESULTS / f"{name}{'-quick' if quick else ''}.json"
     path.write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     return path
+
+
+class Report:
+    """Results of a benchmark, printed and written as they come, so that an interruption keeps them.
+
+    Arguments:
+        name: of the JSON file.
+        quick: whether it is a quick run.
+        about: lines to print below the environment.
+        worker: whether the results come from worker processes, each with its environment. This process then
+            asks for none: a device whose memory it held would have none left for them.
+        facts: what stands in the document beside environment and results.
+    """
+
+    def __init__(self, name: str, *, quick: bool, about: str = "", worker: bool = False, **facts: Any):
+        self._name, self._quick, self._worker, self.document = name, quick, worker, facts
+        if not worker:
+            self.document = {"environment": environment()} | facts
+            print(describe(self.document["environment"]))
+        print(f"{about}\n" if about else "", flush=True)
+
+    def add(self, run: dict[str, Any], line: str) -> None:
+        """Keeps one of several runs, and prints a line about it."""
+        if "environment" in run:
+            self.document["environment"] = run.pop("environment")
+        self.document.setdefault("runs", []).append(run)
+        print(line, flush=True)
+        self._write()
+
+    def part(self, name: str, found: Any, title: str, table: str) -> None:
+        """Keeps a part of the results, and prints it with a title."""
+        self.document[name] = found
+        print(f"{title}\n\n{table}\n", flush=True)
+        self._write()
+
+    def end(self, *tables: str) -> None:
+        """Prints tables of all results, and where these are."""
+        head = [describe(self.document["environment"])] if self._worker else []
+        print("\n" + "\n\n".join([*head, *tables, f"Written to {self._write()}"]))
+
+    def _write(self) -> Path:
+        return write_json(self._name, self.document, quick=self._quick)
 
 
 # ---- Recordings and recorded results ----------------------------------------------------------------------
@@ -201,6 +265,15 @@ def load_piece(name: str, seconds: float | None = None) -> Piece:
         samples, rate = read_audio(folder / f"{track}.flac")
         tracks.append(samples[0, : None if seconds is None else round(seconds * rate)])
     return Piece(name, instruments, tracks[0], np.stack(tracks[1:]), rate)
+
+
+def played_notes(name: str) -> dict[str, Float[np.ndarray, "notes 3"]]:
+    """Onset and duration in seconds and MIDI pitch of what each instrument of a piece plays.
+
+    It is empty for pieces without a score.
+    """
+    meta = json.loads((shared_folder("corpus") / name / "meta.json").read_text(encoding="utf-8"))
+    return {stem["name"]: np.array(stem["notes"]) for stem in meta["stems"] if stem.get("notes")}
 
 
 def scores(references: np.ndarray, estimates: np.ndarray) -> dict[str, list[float]]:

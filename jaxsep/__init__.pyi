@@ -58,7 +58,10 @@ from jaxsep.neural.losses import PredictionLoss as PredictionLoss
 from jaxsep.neural.estimator import Estimator as Estimator
 from jaxsep.neural.imitation import Guide as Guide
 from jaxsep.neural.training import Trainer as Trainer
-from jaxsep.separation.settings import SeparationSettings as SeparationSettings, PursuitSettings as PursuitSettings
+from jaxsep.separation.settings import (
+    SeparationSettings as SeparationSettings,
+    PursuitSettings as PursuitSettings,
+)
 from jaxsep.separation.result import Separation as Separation
 from jaxsep.separation.chain import PursuitSeparator as PursuitSeparator
 from jaxsep.separation.separate import separate as separate

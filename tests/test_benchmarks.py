@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import pkgutil
 import sys
 from types import SimpleNamespace
 
@@ -12,9 +13,12 @@ import pytest
 import soundfile
 from typer.testing import CliRunner
 
-from benchmarks import ablation, common, notes, selection, speed
-from benchmarks.artificial import cosine, make_learner, random_tones, seen_frames
-from benchmarks.corpus import oracle_stems
+import benchmarks.commands
+from benchmarks import common
+from benchmarks.commands import ablation, notes, selection, speed
+from benchmarks.commands.artificial import cosine, make_learner, seen_frames
+from benchmarks.commands.corpus import oracle_stems
+from benchmarks.workloads import random_tones
 from jaxsep.notes.notes import Note
 from jaxsep.search.voices import VoiceModel
 from jaxsep.separation.settings import SeparationSettings
@@ -114,6 +118,34 @@ def test_results_are_written_as_json(monkeypatch, tmp_path):
     paths = [common.write_json("some", {"figure": value}, quick=value > 1) for value in (1.0, 2.0)]
     assert [path.name for path in paths] == ["some.json", "some-quick.json"]
     assert [json.loads(path.read_text())["figure"] for path in paths] == [1.0, 2.0]
+
+
+def test_a_report_is_written_with_every_run(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(common, "RESULTS", tmp_path)
+    read = lambda: json.loads((tmp_path / "some.json").read_text())
+    report = common.Report("some", quick=False, about="two pieces", seconds=3.0)
+    report.add({"piece": "a"}, "a: fine")
+    assert [run["piece"] for run in read()["runs"]] == ["a"]
+    report.part("speed", [1.0], "Seconds per frame", "| 1.0 |")
+    report.end("| a |")
+    assert read() == {**report.document, "seconds": 3.0, "speed": [1.0]}
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == common.describe(report.document["environment"])
+    assert [line for line in lines[1:] if line] == [
+        "two pieces", "a: fine", "Seconds per frame", "| 1.0 |", "| a |",
+        f"Written to {tmp_path / 'some.json'}",
+    ]  # fmt: skip
+
+
+def test_a_report_of_workers_has_their_environment(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(common, "RESULTS", tmp_path)
+    theirs = common.environment() | {"device": "theirs"}
+    monkeypatch.setattr(common, "environment", lambda: pytest.fail("the device is the workers'"))
+    report = common.Report("some", quick=True, worker=True)
+    report.add({"piece": "a", "environment": theirs}, "a: fine")
+    report.end()
+    assert json.loads((tmp_path / "some-quick.json").read_text())["environment"] == theirs
+    assert "theirs" in capsys.readouterr().out
 
 
 def test_oracle_mask_separates_tones_apart_in_frequency():
@@ -241,9 +273,11 @@ def test_variants_of_the_search_are_compared_with_the_full_one():
 
 def test_every_benchmark_has_a_command():
     app = importlib.import_module("benchmarks.__main__").app
-    shown = CliRunner().invoke(app, ["--help"])
-    assert shown.exit_code == 0
-    names = ("fidelity", "speed", "artificial", "corpus", "selection", "settings", "ablation", "blasso")
-    for name in (*names, "gradients", "neural", "notes", "tradeoff", "training"):
-        assert name in shown.output
-        assert "--quick" in CliRunner().invoke(app, [name, "--help"]).output
+    assert CliRunner().invoke(app, ["--help"]).exit_code == 0
+    commands = {command.name: command.callback.__module__ for command in app.registered_commands}
+    files = {info.name for info in pkgutil.iter_modules(benchmarks.commands.__path__)}
+    assert {module.removeprefix("benchmarks.commands.") for module in commands.values()} == files
+    for name in commands:
+        shown = CliRunner().invoke(app, [name, "--help"])
+        assert shown.exit_code == 0
+        assert "--quick" in shown.output or name in ("compare", "plot")

@@ -4,8 +4,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks.corpus import spread
-from benchmarks.fundamentals import part_right
+from benchmarks.commands.corpus import spread
+from benchmarks.pitches import part_right
 from jaxsep.tones.tones import Tones
 
 TIMES = np.arange(100) * 0.01

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from benchmarks import plots, stages, suite
+from benchmarks import workloads
 from benchmarks.__main__ import app
+from benchmarks.commands import plots, suite
 from benchmarks.counting import Work, count
 from benchmarks.machine import Limits, bound
 from jaxsep.pursuit.tone_pursuit import TonePursuit
@@ -61,7 +62,7 @@ class TestCount:
 
     @pytest.mark.slow
     def test_a_pursuit_of_more_frames_does_more(self):
-        spectra, rows = stages.music(4), stages.learned_like()
+        spectra, rows = workloads.music(4), workloads.learned_like()
         few, many = (count(TonePursuit(), s, rows) for s in (spectra[:1], spectra))
         assert 0 < few.elementwise < many.elementwise
         result = jax.eval_shape(TonePursuit(), spectra, rows)
@@ -78,7 +79,7 @@ def test_what_bounds_a_program():
 
 
 def test_a_stage_is_measured_with_its_compilation_apart():
-    row = suite.measure_stage(stages.rendering(8, "windowed"), Limits(1e9, 1e9, 1e9, 1e9), quick=True)
+    row = suite.measure_stage(workloads.rendering(8, "windowed"), Limits(1e9, 1e9, 1e9, 1e9), quick=True)
     assert row["frames"] == 8
     assert 0 < row["seconds"] <= row["median_seconds"]
     assert row["compile_seconds"] > 0
@@ -154,6 +155,6 @@ def test_numbers_of_devices(cores, expected):
 @pytest.mark.slow
 def test_more_devices_find_as_good_tones():
     found = suite.measure_devices(quick=True, frames=8, number=1)
-    spectra = stages.music(8)
-    expected = np.mean(jax.jit(TonePursuit())(spectra, stages.learned_like()).loss)
+    spectra = workloads.music(8)
+    expected = np.mean(jax.jit(TonePursuit())(spectra, workloads.learned_like()).loss)
     assert found["loss"] == pytest.approx(float(expected), rel=1e-4)

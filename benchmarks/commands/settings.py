@@ -1,20 +1,11 @@
 """What each default that differs from P1 does to the SDR, every piece with one dictionary throughout."""
 
-from typing import Annotated, Any
+from typing import Any
 
 import jax
 import numpy as np
-import typer
 
-from benchmarks.common import (
-    chosen_pieces,
-    describe,
-    environment,
-    load_piece,
-    markdown_table,
-    scores,
-    write_json,
-)
+from benchmarks.common import Pieces, Report, Seconds, chosen_pieces, load_piece, markdown_table, scores
 from jaxsep.separation.separate import separate
 from jaxsep.separation.settings import SeparationSettings
 
@@ -33,20 +24,19 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 def main(
     quick: bool = False,
-    seconds: Annotated[float | None, typer.Option(help="Use the start of each piece alone.", min=0.3)] = 12.0,
-    pieces: Annotated[str, typer.Option(help="Names, separated by commas.  [default: all]")] = "",
+    seconds: Seconds = 12.0,
+    pieces: Pieces = "",
 ) -> None:
     """SDR of the defaults against P1's settings, with the dictionary that the defaults learned."""
     base = {"restarts": 1, "steps": 6} if quick else {}
     names = chosen_pieces(pieces)[: 1 if quick else None]
-    document: dict[str, Any] = {"environment": environment(), "seconds": seconds, "runs": []}
-    print(f"{describe(document['environment'])}\nfirst {seconds or 'all'} seconds of {', '.join(names)}\n")
+    about = f"first {seconds or 'all'} seconds of {', '.join(names)}"
+    report = Report("settings", quick=quick, about=about, seconds=seconds)
     for name in names:
         sdr = compare(name, seconds, base)
-        document["runs"].append({"piece": name, "sdr": sdr})
-        print(name, {variant: round(value, 2) for variant, value in sdr.items()}, flush=True)
-    path = write_json("settings", document, quick=quick)
-    print(f"\n{table(document['runs'])}\n\nWritten to {path}")
+        line = ", ".join(f"{variant} {value:.2f}" for variant, value in sdr.items())
+        report.add({"piece": name, "sdr": sdr}, f"{name}: {line}")
+    report.end(table(report.document["runs"]))
 
 
 def compare(name: str, seconds: float | None, base: dict[str, Any]) -> dict[str, float]:

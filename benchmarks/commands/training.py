@@ -8,15 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import typer
 
-from benchmarks.common import (
-    ROOT,
-    chosen_pieces,
-    describe,
-    environment,
-    load_piece,
-    markdown_table,
-    write_json,
-)
+from benchmarks.common import ROOT, Report, SomePieces, chosen_pieces, load_piece, markdown_table
 from jaxsep.audio import resample
 from jaxsep.metrics import best_permutation, si_sdr
 from jaxsep.separation.chunks import ANALYSIS_RATE
@@ -24,20 +16,17 @@ from jaxsep.separation.chunks import ANALYSIS_RATE
 
 def main(
     quick: bool = False,
-    pieces: Annotated[str, typer.Option(help="Names, separated by commas.")] = "k487_08_recorder_violin",
+    pieces: SomePieces = "k487_08_recorder_violin",
     seconds: Annotated[float, typer.Option(help="Use the start of each piece alone.", min=0.3)] = 6.0,
 ) -> None:
     """SI-SDR before and after a dictionary is trained on a piece by the gradient of the SI-SDR."""
-    record = environment()
-    print(describe(record))
-    results = []
+    report = Report("training", quick=quick)
     for name in chosen_pieces(pieces):
         piece = load_piece(name, 2.0 if quick else seconds)
         tracks = resample(np.stack([piece.mixture, *piece.stems]), piece.sample_rate, ANALYSIS_RATE)
-        results.append({"piece": name, **trained(jnp.asarray(tracks[0]), jnp.asarray(tracks[1:]))})
-        print(table(results) + "\n", flush=True)
-    path = write_json("training", {"environment": record, "results": results}, quick=quick)
-    print(f"Written to {path}")
+        run = {"piece": name, **trained(jnp.asarray(tracks[0]), jnp.asarray(tracks[1:]))}
+        report.add(run, " · ".join(row(run)))
+    report.end(table(report.document["runs"]))
 
 
 def example() -> str:
@@ -56,12 +45,13 @@ def trained(mixture: jax.Array, truth: jax.Array) -> dict[str, Any]:
     return {"search": float(jnp.mean(best)), "figures": names["figures"]}
 
 
-def table(results: list[dict[str, Any]]) -> str:
+def row(run: dict[str, Any]) -> list[str]:
+    """A piece as cells, figures in dB."""
+    before, after = run["figures"][0], run["figures"][-1]
+    return [run["piece"], *(f"{x:.2f}" for x in (run["search"], before, after, after - before))]
+
+
+def table(runs: list[dict[str, Any]]) -> str:
     """Markdown of all pieces."""
     header = ["piece", "blind, full search", "blind, greedy", "trained, greedy", "gain"]
-
-    def row(result):
-        before, after = result["figures"][0], result["figures"][-1]
-        return [result["piece"], *(f"{x:.2f}" for x in (result["search"], before, after, after - before))]
-
-    return markdown_table(header, [row(result) for result in results])
+    return markdown_table(header, [row(run) for run in runs])

@@ -13,19 +13,18 @@ import typer
 from matplotlib.figure import Figure
 
 from benchmarks.common import (
-    ROOT,
+    PICTURES,
+    Report,
+    SomePieces,
     answer,
     call_worker,
     decibels,
-    describe,
-    environment,
     load_piece,
     markdown_table,
     measure,
     peak_memory,
     scores,
     split_list,
-    write_json,
 )
 from jaxsep.audio import resample
 from jaxsep.neural.imitation import Guide
@@ -38,46 +37,42 @@ from jaxsep.separation.neural import predict_stems, spectral_peak
 from jaxsep.separation.separate import separate
 
 PIECES = "k487_08_recorder_violin,k487_11_flute_clarinet"
-PICTURE = ROOT / "benchmarks" / "pictures" / "neural_learning.png"
+PICTURE = PICTURES / "neural_learning.png"
 PARTS = ("blocks", "variance", "torch", "paper", "pieces")
 
 
 def main(
     quick: bool = False,
     parts: Annotated[str, typer.Option(help="Of blocks, variance, torch, paper, pieces.")] = "",
-    pieces: Annotated[str, typer.Option(help="Names, separated by commas.")] = PIECES,
+    pieces: SomePieces = PIECES,
     seeds: Annotated[str, typer.Option(help="Numbers, separated by commas.")] = "0,1,2",
     minutes: Annotated[float, typer.Option(help="Training of each run.", min=0.01)] = 40.0,
     seconds: Annotated[float, typer.Option(help="Use the start of each piece alone.", min=0.3)] = 20.0,
 ) -> None:
     """Speed, memory and variance of the training, and what it separates."""
     chosen = split_list(parts) or list(PARTS)
-    document: dict[str, Any] = {"environment": environment()}
-    print(describe(document["environment"]))
+    report = Report("neural", quick=quick)
     if "blocks" in chosen:
-        document["blocks"] = blocks(4 if quick else 48)
-        print(f"\nOne evaluation, and with its derivative\n\n{blocks_table(document['blocks'])}")
+        found = blocks(4 if quick else 48)
+        report.part("blocks", found, "One evaluation, and with its derivative", blocks_table(found))
     if "variance" in chosen:
-        document["variance"] = variance(4 if quick else 200)
-        print(f"\nVariance of the gradient by the features\n\n{variance_table(document['variance'])}")
+        found = variance(4 if quick else 200)
+        report.part("variance", found, "Variance of the gradient by the features", variance_table(found))
     if "torch" in chosen:
-        document["torch"] = beside_torch(4 if quick else 48)
-        print(f"\nForward and backward of the network\n\n{torch_table(document['torch'])}")
+        found = beside_torch(4 if quick else 48)
+        report.part("torch", found, "Forward and backward of the network", torch_table(found))
     if "paper" in chosen:
-        document["paper"] = call_worker("benchmarks.neural", {"batch": 1 if quick else 12}, {})
-        print(f"\nOne step with P2's sizes: {document['paper']}")
+        found = call_worker("benchmarks.commands.neural", {"batch": 1 if quick else 12}, {})
+        report.part("paper", found, "One step with P2's sizes", str(found))
     if "pieces" in chosen:
-        document["runs"] = []
         for name in split_list(pieces)[: 1 if quick else None]:
             for seed in [int(s) for s in split_list(seeds)][: 1 if quick else None]:
                 run = learn_piece(name, 3.0 if quick else seconds, 0.1 if quick else minutes, seed)
-                document["runs"].append(run)
-                print(json.dumps(run["final"]), flush=True)
-                write_json("neural", document, quick=quick)
+                report.add(run, json.dumps(run["final"]))
         if not quick:
-            draw(document["runs"])
-        print(f"\nFirst {seconds:g} s, gain-only dB\n\n{pieces_table(document['runs'])}")
-    print(f"\nWritten to {write_json('neural', document, quick=quick)}")
+            draw(report.document["runs"])
+        print(f"\nFirst {seconds:g} s, gain-only dB\n\n{pieces_table(report.document['runs'])}")
+    report.end()
 
 
 # ---- Blocks ------------------------------------------------------------------------------------------------

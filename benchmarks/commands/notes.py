@@ -1,24 +1,14 @@
 """Notes formed from the tones of every rendered piece, against the score that was played."""
 
-import json
 import warnings
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import Any
 
 import jax
 import numpy as np
-import typer
 from jaxtyping import Float
 
-from benchmarks.common import (
-    chosen_pieces,
-    describe,
-    environment,
-    load_piece,
-    markdown_table,
-    shared_folder,
-    write_json,
-)
+from benchmarks.common import Pieces, Report, Seconds, chosen_pieces, load_piece, markdown_table, played_notes
 from jaxsep.metrics import sdr_sir_sar_gain
 from jaxsep.notes.notes import Note, find_notes
 from jaxsep.separation.separate import separate
@@ -32,30 +22,20 @@ _QUICK = {"restarts": 1, "steps": 3, "search": "greedy"}
 
 def main(
     quick: bool = False,
-    seconds: Annotated[float | None, typer.Option(help="Use the start of each piece alone.", min=0.3)] = None,
-    pieces: Annotated[str, typer.Option(help="Names, separated by commas.  [default: all]")] = "",
+    seconds: Seconds = None,
+    pieces: Pieces = "",
     seed: int = 0,
 ) -> None:
     """Onset-and-pitch F-measure of the notes of every instrument."""
     settings = _QUICK if quick else {}
     seconds = 3.0 if quick and seconds is None else seconds
-    names = [name for name in chosen_pieces(pieces) if score(name)][: 1 if quick else None]
-    document: dict[str, Any] = {"environment": environment(), "seconds": seconds, "seed": seed, "runs": []}
-    print(f"{describe(document['environment'])}\nfirst {seconds or 'all'} seconds, seed {seed}\n")
+    names = [name for name in chosen_pieces(pieces) if played_notes(name)][: 1 if quick else None]
+    about = f"first {seconds or 'all'} seconds, seed {seed}"
+    report = Report("notes", quick=quick, about=about, seconds=seconds, seed=seed)
     for name in names:
-        document["runs"].append(run(name, seconds, seed, settings))
-        print(*row(document["runs"][-1]), sep=" · ", flush=True)
-    path = write_json("notes", document, quick=quick)
-    print(f"\n{table(document['runs'])}\n\nWritten to {path}")
-
-
-def score(name: str) -> dict[str, Float[np.ndarray, "notes 3"]]:
-    """Onset and duration in seconds and MIDI pitch of what each instrument of a piece plays.
-
-    It is empty for pieces without a score.
-    """
-    meta = json.loads((shared_folder("corpus") / name / "meta.json").read_text(encoding="utf-8"))
-    return {stem["name"]: np.array(stem["notes"]) for stem in meta["stems"] if stem.get("notes")}
+        found = run(name, seconds, seed, settings)
+        report.add(found, " · ".join(row(found)))
+    report.end(table(report.document["runs"]))
 
 
 def run(name: str, seconds: float | None, seed: int, settings: dict[str, Any]) -> dict[str, Any]:
@@ -71,7 +51,7 @@ def run(name: str, seconds: float | None, seed: int, settings: dict[str, Any]) -
     order = np.asarray(sdr_sir_sar_gain(piece.stems, separation.stems).permutation)
     notes = find_notes(separation.tones, separation.times, separation.dictionary)
     duration = piece.mixture.size / piece.sample_rate
-    played = [notes_of[notes_of[:, 0] < duration] for notes_of in score(name).values()]
+    played = [notes_of[notes_of[:, 0] < duration] for notes_of in played_notes(name).values()]
     return {"piece": name, "instruments": piece.instruments, **measures(played, notes, order)}
 
 

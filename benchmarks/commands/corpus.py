@@ -11,21 +11,23 @@ import typer
 from jaxtyping import Float
 
 from benchmarks.common import (
+    FRESH,
+    Pieces,
+    Report,
+    Seconds,
     answer,
     call_worker,
     chosen_pieces,
     decibels,
-    describe,
     environment,
     load_piece,
     markdown_table,
     peak_memory,
+    played_notes,
     scores,
     split_list,
-    write_json,
 )
-from benchmarks.fundamentals import part_right
-from benchmarks.notes import score
+from benchmarks.pitches import part_right
 from jaxsep.audio import resample
 from jaxsep.metrics import sdr_sir_sar_gain
 from jaxsep.separation.separate import separate
@@ -34,16 +36,14 @@ from jaxsep.signal.masks import ratio_masks
 from jaxsep.signal.stft import GaussianSTFT
 
 ANALYSIS_RATE = 48_000
-#: The wall time is that of a first run: nothing compiled is taken from earlier ones.
-_FRESH = {"JAX_ENABLE_COMPILATION_CACHE": "false"}
 _QUICK = {"restarts": 1, "steps": 3, "search": "greedy"}
 
 
 def main(
     quick: bool = False,
     search: Annotated[str, typer.Option(help="full or greedy.")] = "full",
-    seconds: Annotated[float | None, typer.Option(help="Use the start of each piece alone.", min=0.3)] = None,
-    pieces: Annotated[str, typer.Option(help="Names, separated by commas.  [default: all]")] = "",
+    seconds: Seconds = None,
+    pieces: Pieces = "",
     seeds: Annotated[str, typer.Option(help="Numbers, separated by commas.")] = "0",
     options: Annotated[str, typer.Option(help="Further fields of SeparationSettings, as JSON.")] = "{}",
 ) -> None:
@@ -51,21 +51,15 @@ def main(
     settings = {"search": search, **(_QUICK if quick else {}), **json.loads(options)}
     names = chosen_pieces(pieces)[: 1 if quick else None]
     seconds = 3.0 if quick and seconds is None else seconds
-    document = {"settings": settings, "seconds": seconds, "runs": []}
-    print(f"{SeparationSettings(**settings)}\nfirst {seconds or 'all'} seconds, seeds {seeds}\n")
+    about = f"{SeparationSettings(**settings)}\nfirst {seconds or 'all'} seconds, seeds {seeds}"
+    report = Report("corpus", quick=quick, about=about, worker=True, settings=settings, seconds=seconds)
     for name in names:
         for seed in map(int, split_list(seeds)):
             request = {"name": name, "seconds": seconds, "seed": seed, "settings": settings}
-            run = call_worker("benchmarks.corpus", request, _FRESH)
-            # From the worker: a device whose memory this process held would have none left for it.
-            document["environment"] = run.pop("environment")
-            document["runs"].append(run)
-            print(" · ".join(row(run)), flush=True)
-            path = write_json("corpus", document, quick=quick)
-    print(f"\n{describe(document['environment'])}\n\n{table(document['runs'])}\n")
-    if len(split_list(seeds)) > 1:
-        print(f"{spread(document['runs'])}\n")
-    print(f"Written to {path}")
+            run = call_worker("benchmarks.commands.corpus", request, FRESH)
+            report.add(run, " · ".join(row(run)))
+    runs = report.document["runs"]
+    report.end(table(runs), *([spread(runs)] if len(split_list(seeds)) > 1 else []))
 
 
 def separate_piece(name: str, seconds: float | None, seed: int, settings: dict[str, Any]) -> dict[str, Any]:
@@ -101,7 +95,7 @@ def separate_piece(name: str, seconds: float | None, seed: int, settings: dict[s
 def _part_right(piece, separation) -> float | None:
     """Part of the steady frames with all fundamentals right; None for a piece without a score."""
     duration = piece.mixture.size / piece.sample_rate
-    played = [notes[notes[:, 0] < duration] for notes in score(piece.name).values()]
+    played = [notes[notes[:, 0] < duration] for notes in played_notes(piece.name).values()]
     if not played:
         return None
     order = np.asarray(sdr_sir_sar_gain(piece.stems, separation.stems).permutation)

@@ -1,4 +1,4 @@
-"""The stages of a separation, each as a function of arrays on synthetic input, for the suite to time."""
+"""Synthetic tones, and the stages of a separation as functions of arrays on them, for the suite to time."""
 
 import dataclasses
 from collections.abc import Callable, Iterator
@@ -7,9 +7,8 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PRNGKeyArray
 
-from benchmarks.artificial import random_tones
 from jaxsep.blasso.certificate import alpha_max
 from jaxsep.blasso.lasso import BeurlingLasso
 from jaxsep.blasso.patterns import Patterns
@@ -24,15 +23,18 @@ from jaxsep.signal.log_frequency import log_frequency_spectrogram
 from jaxsep.signal.peaks import PeakPursuit
 from jaxsep.signal.stft import GaussianSTFT
 from jaxsep.tones.dictionary import NUM_HARMONICS
-from jaxsep.tones.rendering import render
+from jaxsep.tones.rendering import render, render_instruments
+from jaxsep.tones.tones import Tones
 
 __all__ = [
     "Stage",
     "all_stages",
     "learned_like",
     "music",
+    "parts",
     "polyphonic_pursuit",
     "pursuit_over_bins",
+    "random_tones",
     "rendering",
     "stft",
     "tone_pursuit",
@@ -41,6 +43,9 @@ __all__ = [
 
 RATE = 48_000
 AXIS = LogAxis()
+
+#: Fundamentals lie within so many bins from the first.
+_PITCH_RANGE = 500.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,6 +89,29 @@ def all_stages(frames: int) -> Iterator[Stage]:
 def noise(frames: int, hop: int = 512) -> Float[Array, " samples"]:
     """Samples of so many frames."""
     return 0.1 * jax.random.normal(jax.random.key(0), (hop * (frames - 1) + 1,))
+
+
+def random_tones(num_frames: int, num_instruments: int, *, key: PRNGKeyArray) -> Tones:
+    """One tone of each instrument in every frame."""
+    amplitude_key, pitch_key = jax.random.split(key)
+    shape = num_frames, num_instruments
+    blank = Tones.empty(shape)
+    return Tones(
+        amplitude=jax.random.uniform(amplitude_key, shape),
+        fundamental=_PITCH_RANGE * jax.random.uniform(pitch_key, shape),
+        width=blank.width,
+        inharmonicity=blank.inharmonicity,
+        instrument=jnp.broadcast_to(jnp.arange(num_instruments), shape),
+        active=jnp.ones(shape, bool),
+    )
+
+
+@jax.jit
+def parts(
+    tones: Tones, dictionary: Float[Array, "instruments harmonics"]
+) -> Float[Array, "frames instruments bins"]:
+    """Spectra of each instrument."""
+    return jax.vmap(lambda frame: render_instruments(frame, dictionary, AXIS))(tones)
 
 
 def learned_like(count: int = 2) -> Float[Array, "instruments harmonics"]:

@@ -12,32 +12,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import typer
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Float
 
-from benchmarks.common import (
-    decibels,
-    describe,
-    environment,
-    markdown_table,
-    reference,
-    scores,
-    split_list,
-    write_json,
-)
-from benchmarks.fidelity import pursue
+from benchmarks.commands.fidelity import pursue
+from benchmarks.common import Report, decibels, markdown_table, reference, scores, split_list
+from benchmarks.workloads import parts, random_tones
 from jaxsep.learning.learner import DictionaryLearner, similarity
 from jaxsep.learning.restarts import learn_dictionaries
 from jaxsep.pursuit.refinement import LevenbergMarquardt
 from jaxsep.pursuit.tone_pursuit import TonePursuit
 from jaxsep.signal.axes import LogAxis
 from jaxsep.tones.dictionary import random_instruments
-from jaxsep.tones.rendering import render_instruments
-from jaxsep.tones.tones import Tones
 
 MAX_TRAINING_FRAMES = 10_000
 #: Distinct frames from which the minibatches are drawn.
 POOL_FRAMES = 4096
-PITCH_RANGE = 500.0
 BATCH = 64
 
 
@@ -46,21 +35,18 @@ def main(
     restarts: Annotated[str, typer.Option(help="Numbers of restarts, separated by commas.")] = "1",
 ) -> None:
     """Separation of artificial spectra with the true dictionary and with learned ones."""
-    record = environment()
-    print(describe(record))
     problems = recorded_problems() + own_problems()
     problems = problems[::6] if quick else problems
     num_test, max_frames = (50, 384) if quick else (500, MAX_TRAINING_FRAMES)
     learners = {int(number): make_learner(int(number), max_frames) for number in split_list(restarts)}
+    about = f"{num_test} test frames × {LogAxis().num_bins} bins"
     for number, learner in learners.items():
-        print(f"{number} restarts: {seen_frames(learner, number)} training frames")
-    print(f"{num_test} test frames × {LogAxis().num_bins} bins\n")
-    results = []
+        about += f"\n{number} restarts: {seen_frames(learner, number)} training frames"
+    report = Report("artificial", quick=quick, about=about)
     for problem in problems:
-        results.append(solve(problem, learners, num_test))
-        print(progress(results[-1]), flush=True)
-        path = write_json("artificial", {"environment": record, "results": results}, quick=quick)
-    print(f"\n{table(results)}\n\n{summary(results)}\n\nWritten to {path}")
+        result = solve(problem, learners, num_test)
+        report.add(result, progress(result))
+    report.end(table(report.document["runs"]), summary(report.document["runs"]))
 
 
 # ---- Problems ---------------------------------------------------------------------------------------------
@@ -87,29 +73,6 @@ def own_problems() -> list[dict[str, Any]]:
     return [
         {"name": f"own {k}", "dictionary": rows, "published": None} for k, rows in enumerate(dictionaries)
     ]
-
-
-def random_tones(num_frames: int, num_instruments: int, *, key: PRNGKeyArray) -> Tones:
-    """One tone of each instrument in every frame."""
-    amplitude_key, pitch_key = jax.random.split(key)
-    shape = num_frames, num_instruments
-    blank = Tones.empty(shape)
-    return Tones(
-        amplitude=jax.random.uniform(amplitude_key, shape),
-        fundamental=PITCH_RANGE * jax.random.uniform(pitch_key, shape),
-        width=blank.width,
-        inharmonicity=blank.inharmonicity,
-        instrument=jnp.broadcast_to(jnp.arange(num_instruments), shape),
-        active=jnp.ones(shape, bool),
-    )
-
-
-@jax.jit
-def parts(
-    tones: Tones, dictionary: Float[Array, "instruments harmonics"]
-) -> Float[Array, "frames instruments bins"]:
-    """Spectra of each instrument."""
-    return jax.vmap(lambda frame: render_instruments(frame, dictionary, LogAxis()))(tones)
 
 
 # ---- Solution ---------------------------------------------------------------------------------------------

@@ -15,8 +15,12 @@ import jax
 import numpy as np
 import typer
 
-from benchmarks import speed, stages
+from benchmarks import workloads
+from benchmarks.commands import speed
 from benchmarks.common import (
+    FRESH,
+    MEBIBYTE,
+    Report,
     answer,
     call_worker,
     describe,
@@ -25,12 +29,11 @@ from benchmarks.common import (
     measure,
     peak_memory,
     shared_folder,
-    write_json,
+    temporary,
 )
 from benchmarks.counting import count
-from benchmarks.gradients import MEBIBYTE, temporary
 from benchmarks.machine import Limits, bound, measure_limits
-from benchmarks.stages import Stage
+from benchmarks.workloads import Stage
 from jaxsep.audio import demo_recording
 from jaxsep.numerics.devices import over_frames
 from jaxsep.pursuit.tone_pursuit import TonePursuit
@@ -38,6 +41,9 @@ from jaxsep.separation.separate import separate
 from jaxsep.separation.settings import SeparationSettings
 
 __all__ = ["compare", "run"]
+
+#: Each part is measured in a process of its own.
+WORKER = "benchmarks.commands.suite"
 
 #: Two figures nearer than this factor are the same.
 SAME = 1.15
@@ -54,28 +60,28 @@ def run(
 ) -> None:
     """Times every stage on the default device, with what bounds it, and writes all to JSON."""
     frames = frames or (128 if quick else 512)
-    document = call_worker("benchmarks.suite", {"part": "stages", "quick": quick, "frames": frames}, {})
+    document = call_worker(WORKER, {"part": "stages", "quick": quick, "frames": frames}, {})
     platform = document["environment"]["platform"]
-    print(f"{describe(document['environment'])}\n\n{limits_table(document['limits'])}\n")
-    print(f"{stages_table(document['stages'])}\n\n{scaling_table(document['scaling'])}\n", flush=True)
+    about = f"{describe(document['environment'])}\n\n{limits_table(document['limits'])}\n"
+    about += f"\n{stages_table(document['stages'])}\n\n{scaling_table(document['scaling'])}"
+    report = Report(f"suite-{platform}", quick=quick, about=about, worker=True, **document)
 
     request = {"part": "devices", "quick": quick, "frames": 8 * frames}
     counts = device_counts(document["environment"])
-    document["devices"] = [call_worker("benchmarks.suite", {**request, "number": n}, {}) for n in counts]
-    print(f"{devices_table(document['devices'])}\n", flush=True)
+    found = [call_worker(WORKER, {**request, "number": n}, {}) for n in counts]
+    report.part("devices", found, "Over devices", devices_table(found))
 
-    request = {"part": "whole", "quick": quick}
-    document["whole"] = call_worker("benchmarks.suite", request, {"JAX_ENABLE_COMPILATION_CACHE": "false"})
-    print(f"{whole_table(document['whole'])}\n", flush=True)
+    found = call_worker(WORKER, {"part": "whole", "quick": quick}, FRESH)
+    report.part("whole", found, "The whole", whole_table(found))
 
     try:
         shared_folder("reference")
     except SystemExit as missing:
         print(f"Nothing is compared with SciPy: {missing}\n")
     else:
-        document["scipy"] = call_worker("benchmarks.speed", {"quick": quick}, speed.SINGLE_THREAD)["stages"]
-        print(f"{speed.table(document['scipy'])}\n")
-    print(f"Written to {write_json(f'suite-{platform}', document, quick=quick)}")
+        found = call_worker("benchmarks.commands.speed", {"quick": quick}, speed.SINGLE_THREAD)["stages"]
+        report.part("scipy", found, "Beside SciPy", speed.table(found))
+    report.end()
 
 
 def work(part: str, **request) -> dict[str, Any]:
@@ -90,7 +96,7 @@ def measure_stages(quick: bool, frames: int) -> dict[str, Any]:
     """Limits of the machine, all stages, and how some of them scale."""
     limits = measure_limits(quick)
     rows, scaling = [], []
-    for stage in stages.all_stages(frames):
+    for stage in workloads.all_stages(frames):
         rows.append(measure_stage(stage, limits, quick))
         print(f"{stage.name}: {per_frame(rows[-1]):.3g} µs per frame", file=sys.stderr, flush=True)
     for axis, value, stage in scaled_stages(quick, frames):
@@ -107,15 +113,15 @@ def measure_stages(quick: bool, frames: int) -> dict[str, Any]:
 def scaled_stages(quick: bool, frames: int) -> Iterator[tuple[str, int, Stage]]:
     """Over frames, polyphony, bins and batch."""
     factors = (1, 2, 4) if quick else (1, 2, 4, 8)
-    for make in (stages.stft, stages.rendering, stages.tone_pursuit):
+    for make in (workloads.stft, workloads.rendering, workloads.tone_pursuit):
         for number in (frames // 4 * factor for factor in factors):
             yield "frames", number, make(number)
     for tones in (1, 2) if quick else (1, 2, 4):
-        yield "tones per instrument", tones, stages.polyphonic_pursuit(frames, tones)
+        yield "tones per instrument", tones, workloads.polyphonic_pursuit(frames, tones)
     for bins in (512, 1024) if quick else (512, 1024, 2048):
-        yield "bins", bins, stages.pursuit_over_bins(frames, bins)
+        yield "bins", bins, workloads.pursuit_over_bins(frames, bins)
     for batch in (4, 12) if quick else (4, 12, 48):
-        yield "batch", batch, stages.unet_step(batch)
+        yield "batch", batch, workloads.unet_step(batch)
 
 
 def measure_stage(stage: Stage, limits: Limits | None, quick: bool) -> dict[str, Any]:
@@ -167,7 +173,7 @@ def measure_devices(quick: bool, frames: int, number: int) -> dict[str, Any]:
         # Of a CPU; an accelerator's number is not for us to choose.
         jax.config.update("jax_num_cpu_devices", number)
     devices = jax.devices()[:number]
-    spectra, rows = stages.music(frames), stages.learned_like()
+    spectra, rows = workloads.music(frames), workloads.learned_like()
     pursuit = jax.jit(over_frames(TonePursuit(), devices))
     timing = measure(lambda: pursuit(spectra, rows), repeats=3 if quick else 10)
     loss = float(np.mean(pursuit(spectra, rows).loss))

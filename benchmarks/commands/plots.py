@@ -5,14 +5,13 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from benchmarks import blasso, neural, tradeoff
-from benchmarks.common import RESULTS, ROOT
+from benchmarks.commands import blasso, neural, tradeoff
+from benchmarks.commands.suite import per_frame
+from benchmarks.common import PICTURES, RESULTS
 from benchmarks.machine import NAMES
-from benchmarks.suite import per_frame
 
 __all__ = ["draw_suite", "main"]
 
-PICTURES = ROOT / "benchmarks" / "pictures"
 #: Results with a picture of their own: the part of the document that it shows, and what draws it.
 _PARTS = {
     "blasso": ("grid", blasso.draw),

@@ -11,16 +11,7 @@ import numpy as np
 import typer
 from matplotlib.figure import Figure
 
-from benchmarks.common import (
-    ROOT,
-    Piece,
-    describe,
-    environment,
-    load_piece,
-    markdown_table,
-    scores,
-    write_json,
-)
+from benchmarks.common import PICTURES, Piece, Report, Seconds, load_piece, markdown_table, scores, split_list
 from jaxsep.audio import resample
 from jaxsep.blasso.certificate import alpha_max
 from jaxsep.blasso.decompose import largest_spikes
@@ -38,7 +29,7 @@ from jaxsep.signal.stft import GaussianSTFT
 from jaxsep.tones.dictionary import NUM_HARMONICS, Dictionary
 
 PIECE = "k487_08_recorder_violin"
-PICTURE = ROOT / "benchmarks" / "pictures" / "blasso_grid.png"
+PICTURE = PICTURES / "blasso_grid.png"
 SPACINGS = (1, 1 / 2, 1 / 4, 1 / 8)
 #: Part of `alpha_max` in all synthetic problems.
 FRACTION = 0.1
@@ -47,31 +38,28 @@ FRACTION = 0.1
 def main(
     quick: bool = False,
     parts: Annotated[str, typer.Option(help="Of grid, noise, speed, piece, separated by commas.")] = "",
-    seconds: Annotated[float | None, typer.Option(help="Use the start of the piece alone.", min=0.3)] = None,
+    seconds: Seconds = None,
 ) -> None:
     """Grid refinement, false spikes, speed, and a separation with the Beurling LASSO."""
-    chosen = parts.split(",") if parts else ["grid", "noise", "speed", "piece"]
-    record = environment()
-    document: dict[str, Any] = {"environment": record}
-    print(describe(record))
+    chosen = split_list(parts) or ["grid", "noise", "speed", "piece"]
+    report = Report("blasso", quick=quick)
     if "grid" in chosen:
         with jax.enable_x64(True):
-            document["grid"] = grid_refinement(1 if quick else 4)
+            found = grid_refinement(1 if quick else 4)
         if not quick:
-            draw(document["grid"])
-        print(
-            f"\nOptimal value on a grid, relative to that of the continuum\n\n{grid_table(document['grid'])}"
-        )
+            draw(found)
+        title = "Optimal value on a grid, relative to that of the continuum"
+        report.part("grid", found, title, grid_table(found))
     if "noise" in chosen:
-        document["noise"] = false_spikes(2 if quick else 40)
-        print(f"\nSpikes found, 3 true ones of each pattern\n\n{noise_table(document['noise'])}")
+        found = false_spikes(2 if quick else 40)
+        report.part("noise", found, "Spikes found, 3 true ones of each pattern", noise_table(found))
     if "speed" in chosen:
-        document["speed"] = speed(2 if quick else 8, 1 if quick else 2)
-        print(f"\nSeconds per frame, 2 instruments, 1024 bins\n\n{speed_table(document['speed'])}")
+        found = speed(2 if quick else 8, 1 if quick else 2)
+        report.part("speed", found, "Seconds per frame, 2 instruments, 1024 bins", speed_table(found))
     if "piece" in chosen:
-        document["piece"] = piece(3.0 if quick and seconds is None else seconds, quick)
-        print(f"\n{PIECE}: mean SDR in dB, mean lifted loss, seconds\n\n{piece_table(document['piece'])}")
-    print(f"\nWritten to {write_json('blasso', document, quick=quick)}")
+        found = piece(3.0 if quick and seconds is None else seconds, quick)
+        report.part("piece", found, f"{PIECE}: mean SDR in dB, mean lifted loss, seconds", piece_table(found))
+    report.end()
 
 
 def instruments() -> np.ndarray:

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.common import describe, environment, markdown_table, reference, write_json
+from benchmarks.common import Report, markdown_table, reference
 from jaxsep.pursuit.tone_pursuit import TonePursuit
 from jaxsep.search.hypotheses import deepen
 from jaxsep.signal.axes import LinearAxis, LogAxis
@@ -26,18 +26,16 @@ ROUNDING = 1e-5
 
 def main(quick: bool = False) -> None:
     """Losses of the tone pursuit and residuals of the peak pursuit, against recorded ones."""
-    record = environment()
-    print(describe(record))
+    report = Report("fidelity", quick=quick)
     step = 16 if quick else 1
     settings = SETTINGS[:1] if quick else SETTINGS
     tones = [tone_losses(setting, dtype, step) for setting in settings for dtype in PRECISIONS]
+    title = f"Tone pursuit, {tones[0]['frames']} frames: lifted loss"
+    report.part("tones", tones, title, tone_table(tones))
     peaks = [peak_residuals(dtype, step) for dtype in PRECISIONS]
-    print(f"\nTone pursuit, {tones[0]['frames']} frames: lifted loss\n")
-    print(tone_table(tones))
-    print(f"\nPeak pursuit, full, {peaks[0]['frames']} frames: norm of the residual / norm of the spectrum\n")
-    print(peak_table(peaks))
-    path = write_json("fidelity", {"environment": record, "tones": tones, "peaks": peaks}, quick=quick)
-    print(f"\nWritten to {path}")
+    title = f"Peak pursuit, full, {peaks[0]['frames']} frames: norm of the residual / norm of the spectrum"
+    report.part("peaks", peaks, title, peak_table(peaks))
+    report.end()
 
 
 @eqx.filter_jit

@@ -16,15 +16,15 @@ import typer
 
 from benchmarks.common import (
     Piece,
+    Pieces,
+    Report,
+    Seconds,
     chosen_pieces,
-    describe,
-    environment,
     load_piece,
     markdown_table,
     scores,
     shared_folder,
     split_list,
-    write_json,
 )
 from jaxsep.search.voices import VoiceModel
 from jaxsep.separation.result import Separation
@@ -52,23 +52,22 @@ A4 = 440.0
 
 def main(
     quick: bool = False,
-    seconds: Annotated[float | None, typer.Option(help="Use the start of each piece alone.", min=0.3)] = 12.0,
-    pieces: Annotated[str, typer.Option(help="Names, separated by commas.  [default: all]")] = "",
+    seconds: Seconds = 12.0,
+    pieces: Pieces = "",
     variants: Annotated[str, typer.Option(help="Names, separated by commas.  [default: all]")] = "",
 ) -> None:
     """SDR, notes found and seconds with each ingredient of the search switched off."""
     names = chosen_pieces(pieces)[: 1 if quick else None]
     chosen = split_list(variants) or list(VARIANTS)[: 2 if quick else None]
     base = SeparationSettings(restarts=1, steps=6, rounds=1) if quick else SeparationSettings()
-    document: dict[str, Any] = {"environment": environment(), "seconds": seconds, "runs": []}
-    print(f"{describe(document['environment'])}\nfirst {seconds or 'all'} seconds of {', '.join(names)}\n")
+    about = f"first {seconds or 'all'} seconds of {', '.join(names)}"
+    report = Report("ablation", quick=quick, about=about, seconds=seconds)
     for name in names:
         piece = load_piece(name, seconds)
         for variant in chosen:
-            document["runs"].append({"piece": name, "variant": variant, **run(piece, variant, base)})
-            print(progress(document["runs"][-1]), flush=True)
-            path = write_json("ablation", document, quick=quick)
-    print(f"\n{table(document['runs'])}\n\nWritten to {path}")
+            result = {"piece": name, "variant": variant, **run(piece, variant, base)}
+            report.add(result, progress(result))
+    report.end(table(report.document["runs"]))
 
 
 def run(piece: Piece, variant: str, base: SeparationSettings) -> dict[str, Any]:

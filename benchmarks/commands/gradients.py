@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from benchmarks.artificial import parts, random_tones
-from benchmarks.common import describe, environment, markdown_table, measure, write_json
+from benchmarks.common import MEBIBYTE, Report, markdown_table, measure, temporary
+from benchmarks.workloads import parts, random_tones
 from jaxsep.blasso.certificate import alpha_max
 from jaxsep.blasso.lasso import BeurlingLasso
 from jaxsep.blasso.patterns import Patterns
@@ -21,23 +21,18 @@ from jaxsep.pursuit.tone_pursuit import TonePursuit
 from jaxsep.signal.axes import LogAxis
 from jaxsep.tones.dictionary import NUM_HARMONICS
 
-MEBIBYTE = 2**20
-
 
 def main(quick: bool = False) -> None:
     """Time and memory of a gradient by spectra and dictionary, implicit against unrolled."""
-    record = environment()
-    print(describe(record))
     frames, counts, repeats = (4, (2,), 1) if quick else (64, (5, 10, 20, 40), 5)
     dictionary = instruments()
     spectra = noisy(parts(random_tones(frames, 2, key=jax.random.key(6)), dictionary).sum(axis=1))
-    print(f"{frames} frames × {spectra.shape[1]} bins, 2 instruments, float32\n")
-    results = []
+    about = f"{frames} frames × {spectra.shape[1]} bins, 2 instruments, float32"
+    report = Report("gradients", quick=quick, about=about, shape=list(spectra.shape))
     for name, method in (("pursuit", pursuit), ("Beurling LASSO", lasso)):
-        results += compare(name, method, counts, spectra, dictionary, repeats)
-        print(table(results[-2 - len(counts) :]) + "\n", flush=True)
-    document = {"environment": record, "shape": list(spectra.shape), "results": results}
-    print(f"Written to {write_json('gradients', document, quick=quick)}")
+        found = compare(name, method, counts, spectra, dictionary, repeats)
+        report.part(name, found, name, table(found))
+    report.end()
 
 
 def instruments() -> Float[Array, "instruments harmonics"]:
@@ -107,12 +102,6 @@ def compare(
             }
         )
     return results
-
-
-def temporary(compiled) -> int | None:
-    """Bytes of the temporaries of a compiled program, where the platform tells."""
-    analysis = compiled.memory_analysis()
-    return None if analysis is None else int(analysis.temp_size_in_bytes)
 
 
 def deviation(actual: Float[Array, "frames bins"], expected: Float[Array, "frames bins"]) -> float:

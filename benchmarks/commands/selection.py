@@ -14,14 +14,13 @@ import typer
 
 from benchmarks.common import (
     Piece,
+    Report,
+    SomePieces,
     chosen_pieces,
     decibels,
-    describe,
-    environment,
     load_piece,
     markdown_table,
     scores,
-    write_json,
 )
 from jaxsep.learning.learner import similarity
 from jaxsep.numerics.devices import parallel_map
@@ -40,7 +39,7 @@ def main(
     restarts: Annotated[int | None, typer.Option(help="Of each key.  [default: jaxsep's]", min=1)] = None,
     search: Annotated[str, typer.Option(help="greedy or full.")] = "greedy",
     seconds: Annotated[float, typer.Option(help="Use the start of each piece alone.", min=0.3)] = 12.0,
-    pieces: Annotated[str, typer.Option(help="Names, separated by commas.")] = PIECES,
+    pieces: SomePieces = PIECES,
 ) -> None:
     """SDR of the restart chosen by its loss, against the best of the restarts."""
     settings = SeparationSettings(search=search)
@@ -49,19 +48,16 @@ def main(
     if quick:
         keys, restarts, seconds, names = 2, 2, 3.0, names[:1]
         settings = dataclasses.replace(settings, steps=3)
-    record = environment()
-    print(describe(record))
-    print(f"{settings}\n{keys} keys × {restarts} restarts, first {seconds} s\n")
-    results = []
+    about = f"{settings}\n{keys} keys × {restarts} restarts, first {seconds} s"
+    facts = {"seconds": seconds, "settings": dataclasses.asdict(settings)}
+    report = Report("selection", quick=quick, about=about, **facts)
     for name in names:
         piece = load_piece(name, seconds)
         for seed in range(keys):
             candidates = run_restarts(piece, settings, restarts, seed)
-            results.append({"piece": name, "seed": seed, "restarts": candidates, "choice": judge(candidates)})
-            print(progress(results[-1]), flush=True)
-            document = {"environment": record, "settings": dataclasses.asdict(settings), "results": results}
-            path = write_json("selection", {"seconds": seconds, **document}, quick=quick)
-    print(f"\n{table(results)}\n\nWritten to {path}")
+            run = {"piece": name, "seed": seed, "restarts": candidates, "choice": judge(candidates)}
+            report.add(run, progress(run))
+    report.end(table(report.document["runs"]))
 
 
 def run_restarts(piece: Piece, settings: SeparationSettings, num_restarts: int, seed: int) -> list[dict]:

@@ -1,22 +1,23 @@
 """Quality over time: from the quickest settings to the most thorough ones, each run in a fresh process."""
 
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
-import typer
 from matplotlib.figure import Figure
 
 from benchmarks.common import (
-    ROOT,
+    FRESH,
+    PICTURES,
+    Report,
+    Seconds,
+    SomePieces,
     call_worker,
     chosen_pieces,
-    describe,
     markdown_table,
-    write_json,
 )
 from jaxsep.separation.settings import SeparationSettings
 
-PICTURE = ROOT / "benchmarks" / "pictures" / "tradeoff.png"
+PICTURE = PICTURES / "tradeoff.png"
 #: An easy piece, one in which instruments sound alike, and one that is hard to search.
 PIECES = "k487_08_recorder_violin,bwv784_violin_cello,k487_08_clarinet_piano"
 
@@ -33,26 +34,22 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 def main(
     quick: bool = False,
-    pieces: Annotated[str, typer.Option(help="Names, separated by commas.")] = PIECES,
-    seconds: Annotated[float | None, typer.Option(help="Use the start of each piece alone.", min=0.3)] = None,
+    pieces: SomePieces = PIECES,
+    seconds: Seconds = None,
 ) -> None:
     """Mean SDR over wall time, compilation included."""
-    document: dict[str, Any] = {"runs": []}
+    report = Report("tradeoff", quick=quick, worker=True)
     for name in chosen_pieces(pieces)[: 1 if quick else None]:
         for variant, options in list(VARIANTS.items())[: 1 if quick else None]:
             request = {"name": name, "seconds": 3.0 if quick else seconds, "seed": 0, "settings": options}
-            fresh = {"JAX_ENABLE_COMPILATION_CACHE": "false"}
-            run = call_worker("benchmarks.corpus", request, fresh)
-            document["environment"] = run["environment"]
-            figures = {"sdr": float(np.mean(run["sdr"])), "seconds": run["wall_seconds"]}
-            document["runs"].append(
-                {"piece": name, "instruments": run["instruments"], "variant": variant, **figures}
-            )
-            print(f"{name}, {variant}: {figures['sdr']:.2f} dB in {figures['seconds']:.1f} s", flush=True)
-    path = write_json("tradeoff", document, quick=quick)
+            found = call_worker("benchmarks.commands.corpus", request, FRESH)
+            run = {"piece": name, "variant": variant, "sdr": float(np.mean(found["sdr"]))}
+            run |= {"instruments": found["instruments"], "seconds": found["wall_seconds"]}
+            line = f"{name}, {variant}: {run['sdr']:.2f} dB in {run['seconds']:.1f} s"
+            report.add(run | {"environment": found["environment"]}, line)
     if not quick:
-        draw(document["runs"])
-    print(f"\n{describe(document['environment'])}\n\n{table(document['runs'])}\n\nWritten to {path}")
+        draw(report.document["runs"])
+    report.end(table(report.document["runs"]))
 
 
 def means(runs) -> dict[str, tuple[float, float]]:

@@ -13,17 +13,8 @@ import numpy as np
 from scipy import fft
 
 from benchmarks import scipy_baseline as baseline
-from benchmarks.common import (
-    answer,
-    call_worker,
-    describe,
-    environment,
-    markdown_table,
-    measure,
-    reference,
-    write_json,
-)
-from benchmarks.fidelity import LINEAR_AXIS, pursue
+from benchmarks.commands.fidelity import LINEAR_AXIS, pursue
+from benchmarks.common import Report, answer, call_worker, environment, markdown_table, measure, reference
 from jaxsep.learning.learner import DictionaryLearner
 from jaxsep.pursuit.refinement import LevenbergMarquardt
 from jaxsep.pursuit.tone_pursuit import TonePursuit
@@ -64,12 +55,11 @@ class Run(NamedTuple):
 
 def main(quick: bool = False) -> None:
     """CPU time per frame of every stage, against SciPy at equal loss, and the published program's."""
-    result = call_worker("benchmarks.speed", {"quick": quick}, SINGLE_THREAD)
-    print(describe(result["environment"]))
-    print(f"CPU time (process_time) on 1 core, 1 thread: {result['environment']['variables']}\n")
-    print(table(result["stages"]))
-    print("\nratio: SciPy / jaxsep. Published: recorded figure of the published program, milliseconds.")
-    print(f"Written to {write_json('speed', result, quick=quick)}")
+    result = call_worker("benchmarks.commands.speed", {"quick": quick}, SINGLE_THREAD)
+    about = f"CPU time (process_time) on 1 core, 1 thread: {result['environment']['variables']}"
+    report = Report("speed", quick=quick, about=about, worker=True, **result)
+    print("ratio: SciPy / jaxsep. Published: recorded figure of the published program, milliseconds.")
+    report.end(table(result["stages"]))
 
 
 def measure_stages(quick: bool) -> dict[str, Any]:
