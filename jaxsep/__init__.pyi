@@ -12,6 +12,7 @@ from jaxsep.audio import (
 from jaxsep.metrics import (
     SeparationScores as SeparationScores,
     best_permutation as best_permutation,
+    permutation_invariant_si_sdr as permutation_invariant_si_sdr,
     sdr_sir_sar_filter as sdr_sir_sar_filter,
     sdr_sir_sar_gain as sdr_sir_sar_gain,
     si_sdr as si_sdr,

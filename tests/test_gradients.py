@@ -1,6 +1,7 @@
 """Derivatives of what the solvers find: finite differences, the unrolled adjoint, silence, and the chain."""
 
 from functools import cache
+from types import SimpleNamespace
 
 import equinox as eqx
 import jax
@@ -10,6 +11,8 @@ import pytest
 from jax.flatten_util import ravel_pytree
 from problems import AXIS, DICTIONARY, Note, duets, pack_notes, render_notes
 
+import jaxsep
+from benchmarks.commands.training import example
 from jaxsep.blasso.certificate import alpha_max
 from jaxsep.blasso.lasso import BeurlingLasso
 from jaxsep.blasso.patterns import Patterns
@@ -25,6 +28,7 @@ from jaxsep.signal.axes import LogAxis
 from jaxsep.signal.gaussians import width_bounds
 from jaxsep.signal.peaks import PeakPursuit
 from jaxsep.signal.stft import GaussianSTFT
+from jaxsep.tones.dictionary import Dictionary
 from jaxsep.tones.rendering import render
 from jaxsep.tones.tones import MAX_INHARMONICITY, Tones
 
@@ -669,3 +673,22 @@ def test_separators_run_under_vmap(x64):
     several = jax.jit(jax.vmap(lambda samples: model(samples)))(batch)
     for actual, expected in zip(several, map(one, batch), strict=True):
         np.testing.assert_allclose(actual, expected, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_the_example_of_the_readme_trains_a_dictionary(monkeypatch):
+    """As it stands, but for the blind separation and the number of steps; the notes share partials."""
+    time = np.arange(12_000) / 48_000
+    sines = lambda row, f: sum(a * np.sin(2 * np.pi * h * f * time) for h, a in enumerate(row, start=1))
+    truth = jnp.asarray(
+        [sines(row, f) for row, f in zip(DICTIONARY, (262.0, 393.0), strict=True)], jnp.float32
+    )
+    rng = np.random.default_rng(1)
+    near = np.clip(DICTIONARY * rng.uniform(0.5, 1.5, DICTIONARY.shape), 0, 1).astype(np.float32)
+    blind = SimpleNamespace(dictionary=Dictionary(jnp.asarray(near)))
+    monkeypatch.setattr(jaxsep, "separate", lambda *_, **__: blind)
+    names = {"mixture": jnp.sum(truth, axis=0), "truth": truth}
+    exec(example().replace("range(100)", "range(4)"), names)
+    assert len(names["figures"]) == 4
+    assert names["figures"][-1] > names["figures"][0] + 0.1
+    np.testing.assert_allclose(np.max(names["trained"], axis=1), 1, rtol=1e-6)

@@ -21,7 +21,6 @@ ROOMS = """
 UPHILL = {"jaxsep.results.write": "report", "jaxsep.signal.peaks": "tones"}
 UNTRUE = {
     "jaxsep.audio",
-    "jaxsep.files",
     "jaxsep.pursuit.recording",
     "jaxsep.pursuit.refinement",
     "jaxsep.search.hypotheses",

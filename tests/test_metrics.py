@@ -16,7 +16,13 @@ import scipy.optimize
 import scipy.signal
 import soundfile
 
-from jaxsep.metrics import best_permutation, sdr_sir_sar_filter, sdr_sir_sar_gain, si_sdr
+from jaxsep.metrics import (
+    best_permutation,
+    permutation_invariant_si_sdr,
+    sdr_sir_sar_filter,
+    sdr_sir_sar_gain,
+    si_sdr,
+)
 
 FIGURES = ("sdr", "sir", "sar")
 SAMPLES = 300  # one size where size does not matter, so that compiled programs are shared
@@ -254,6 +260,29 @@ def test_best_permutation_avoids_scores_that_are_not_finite(count):
     np.testing.assert_array_equal(best_permutation(jnp.asarray(scores)), order)
 
 
+@pytest.mark.parametrize("count", [1, 2, 4])
+def test_permutation_invariant_si_sdr_is_the_best_of_all_orders(count):
+    references, estimates = (jnp.asarray(x) for x in separation(count))
+    estimates = estimates[np.random.default_rng(3).permutation(count)]
+    pairs = np.array([[compiled_si_sdr(r, e) for e in estimates] for r in references])
+    orders = [list(order) for order in itertools.permutations(range(count))]
+    expected = max((pairs[np.arange(count), order] for order in orders), key=np.sum)
+    np.testing.assert_allclose(permutation_invariant_si_sdr(references, estimates), expected, atol=1e-9)
+    with jax.disable_jit():
+        np.testing.assert_allclose(permutation_invariant_si_sdr(references, estimates), expected, atol=1e-9)
+
+
+def test_permutation_invariant_si_sdr_under_vmap_and_at_silence():
+    references, estimates = (jnp.asarray(x) for x in separation(2))
+    batch = jnp.stack([estimates, estimates[::-1], 0 * estimates])
+    figures = jax.jit(jax.vmap(permutation_invariant_si_sdr, (None, 0)))(references, batch)
+    expected = [permutation_invariant_si_sdr(references, e) for e in batch]
+    np.testing.assert_allclose(figures, expected, atol=1e-9)
+    np.testing.assert_allclose(figures[0], figures[1], atol=1e-9)
+    mean = lambda e: jnp.mean(permutation_invariant_si_sdr(references, e))
+    assert np.all(np.isfinite(jax.jit(jax.grad(mean))(batch[2])))
+
+
 @pytest.mark.parametrize(
     ("measure", "count"),
     [(few_taps, 2)] + [(sdr_sir_sar_gain, count) for count in (2, 3, 4, 7)],
@@ -407,6 +436,12 @@ def test_si_sdr_gradient_is_the_difference_quotient():
     assert_derivatives(compiled_si_sdr, si_sdr_gradient(*arguments), arguments)
 
 
+def test_permutation_invariant_si_sdr_gradient_is_the_difference_quotient():
+    mean = lambda references, estimates: jnp.mean(permutation_invariant_si_sdr(references, estimates))
+    arguments = tuple(jnp.asarray(x) for x in separation(2))
+    assert_derivatives(mean, jax.jit(jax.grad(mean, argnums=(0, 1)))(*arguments), arguments)
+
+
 def test_gradient_passes_the_host_assignment():
     """Seven sources are matched on the host; the figures stay differentiable."""
 
@@ -448,6 +483,8 @@ def test_errors_name_argument_got_and_expected(measure):
 
 
 def test_errors_of_single_arguments():
+    with pytest.raises(ValueError, match=r"estimates: expected 2 signals as in references, got 3"):
+        permutation_invariant_si_sdr(jnp.ones((2, 10)), jnp.ones((3, 10)))
     with pytest.raises(ValueError, match=r"estimate: expected 10 samples as in reference, got 9"):
         si_sdr(jnp.ones(10), jnp.ones(9))
     with pytest.raises(ValueError, match=r"filter_length: expected at least 1, got 0"):
