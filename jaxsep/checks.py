@@ -1,14 +1,69 @@
-"""Checks that several kinds of settings share."""
+"""Settings whose fields say what they are and which values they may have; needs no JAX."""
 
-from collections.abc import Iterable
-from typing import Any
+import dataclasses
+import math
+import textwrap
+from typing import Any, TypeVar
 
-__all__ = ["check_counts"]
+__all__ = ["check_settings", "described", "setting"]
+
+_Class = TypeVar("_Class", bound=type)
 
 
-def check_counts(settings: Any, names: Iterable[str], least: int = 1) -> None:
-    """Raises `ValueError` unless the named fields are integers of at least `least`."""
-    for name in names:
-        value = getattr(settings, name)
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise ValueError(f"{name}: expected an integer of at least {least}, got {value!r}")
+def setting(
+    default: Any,
+    about: str,
+    *,
+    least: int | float | None = None,
+    above: int | float = -math.inf,
+    below: int | float = math.inf,
+    choices: tuple[str, ...] = (),
+    option: str | None = None,
+    method: str | None = None,
+) -> Any:
+    """A field of a dataclass of settings.
+
+    Arguments:
+        default: its value.
+        about: what it is: for the docstring and the command line.
+        least: the smallest value of a number.
+        above, below: what a number must be between, instead.
+        choices: the values of a name.
+        option: its name on the command line and that of its value, such as `"--steps K"`; without one it is
+            for the library alone. An option `--no-…` makes it false.
+        method: the only one that the option belongs to.
+    """
+    return dataclasses.field(default=default, metadata={**locals()})
+
+
+def described(settings: _Class) -> _Class:
+    """A dataclass of settings with its fields in the docstring, in the place of `{fields}`."""
+    wrap = textwrap.TextWrapper(110, initial_indent=" " * 8, subsequent_indent=" " * 12)
+    fields = (wrap.fill(f"{field.name}: {field.metadata['about']}") for field in dataclasses.fields(settings))
+    settings.__doc__ = (settings.__doc__ or "").replace("{fields}", "\n".join(["Arguments:", *fields]))
+    return settings
+
+
+def check_settings(settings: Any) -> None:
+    """Raises `ValueError` (name: expected, got) unless every field has one of its possible values."""
+    for field in dataclasses.fields(settings):
+        value = getattr(settings, field.name)
+        if wanted := _wanted(value, field.type, **field.metadata):
+            raise ValueError(f"{field.name}: expected {wanted}, got {value!r}")
+
+
+def _wanted(value, kind, *, choices, least, above, below, **_):
+    """What a value should be if it is not."""
+    if choices:
+        return None if value in choices else " or ".join(map(repr, choices))
+    if kind is bool:
+        return None if isinstance(value, bool) else "True or False"
+    if kind not in (int, float):
+        return None
+    number = isinstance(value, int if kind is int else (int, float)) and not isinstance(value, bool)
+    if number and (value > above if least is None else value >= least) and value < below:
+        return None
+    words = "an integer" if kind is int else "a number"
+    if below < math.inf:
+        return f"{words} between {above if least is None else least} and {below}"
+    return f"{words} above {above}" if least is None else f"{words} of at least {least}"

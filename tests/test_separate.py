@@ -350,8 +350,8 @@ def test_a_dictionary_of_another_size():
         ({"phase_iterations": 0}, "phase_iterations: expected an integer of at least 1, got 0"),
         ({"search": "wide"}, "search: expected 'full' or 'greedy', got 'wide'"),
         ({"rounds": -1}, "rounds: expected an integer of at least 0, got -1"),
-        ({"share": -0.1}, "share: expected a number >= 0, got -0.1"),
-        ({"share": float("nan")}, "share: expected a number >= 0, got nan"),
+        ({"share": -0.1}, "share: expected a number of at least 0, got -0.1"),
+        ({"share": float("nan")}, "share: expected a number of at least 0, got nan"),
     ],
 )
 def test_impossible_settings(options, message):
