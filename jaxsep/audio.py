@@ -1,12 +1,11 @@
 """Recordings on the host: reading, checking, resampling, writing, and the demo that is shipped."""
 
-import importlib.resources
 import json
 import os
 import struct
 from pathlib import Path
 from types import TracebackType
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 import soundfile
@@ -22,8 +21,26 @@ _Mono = Float32[np.ndarray, " samples"]
 _CHUNKED = {b"RIFF": ("<I", b"data"), b"RIFX": (">I", b"data"), b"FORM": (">I", b"SSND")}
 # Programs that write WAV to a pipe cannot know the length and write a number from here upwards.
 _UNKNOWN_LENGTH = 0x7FFFF000
-_DEFAULT_SUBTYPE = {"WAV": "FLOAT", "FLAC": "PCM_24"}
 _FLOATING_SUBTYPES = ("FLOAT", "DOUBLE")
+
+
+class AudioFormat(NamedTuple):
+    """A kind of file that is written: libsndfile's names of it, and of its samples by their bits."""
+
+    kind: str
+    subtypes: dict[int, str]
+
+    @property
+    def best(self) -> str:
+        """The subtype of most bits."""
+        return self.subtypes[max(self.subtypes)]
+
+
+#: What is written, by the suffix of the file. The 32 bits of WAV are floating point, which cannot clip.
+FORMATS = {
+    ".wav": AudioFormat("WAV", {16: "PCM_16", 24: "PCM_24", 32: "FLOAT"}),
+    ".flac": AudioFormat("FLAC", {16: "PCM_16", 24: "PCM_24"}),
+}
 
 
 def read_audio(
@@ -245,14 +262,16 @@ def demo_recording() -> tuple[_Mono, dict[str, _Mono], int]:
     >>> f"{mixture.size / rate:.1f} s at {rate} Hz of {' and '.join(stems)}"
     '9.6 s at 44100 Hz of recorder and clarinet'
     """
-    folder = importlib.resources.files("jaxsep") / "data" / "demo"
+    mixture, stems = demo_files()
+    samples, sample_rate = read_audio(mixture)
+    return samples[0], {path.stem: read_audio(path)[0][0] for path in stems}, sample_rate
+
+
+def demo_files() -> tuple[Path, list[Path]]:
+    """The files of the duet: its mixture and its true stems."""
+    folder = Path(__file__).parent / "data" / "demo"
     meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
-    tracks = {}
-    for name in ("mix", *(stem["name"] for stem in meta["stems"])):
-        with importlib.resources.as_file(folder / f"{name}.flac") as path:
-            tracks[name], sample_rate = read_audio(path)
-    stems = {name: samples[0] for name, samples in tracks.items() if name != "mix"}
-    return tracks["mix"][0], stems, sample_rate
+    return folder / "mix.flac", [folder / f"{stem['name']}.flac" for stem in meta["stems"]]
 
 
 def _check_file(path: Path) -> None:
@@ -345,10 +364,11 @@ def _check_rate(rate: int | float, name: str) -> None:
 
 def _file_format(path: Path, subtype: str | None) -> tuple[str, str]:
     """libsndfile's names of the container and of the sample format."""
-    kind = path.suffix[1:].upper()
-    if kind not in _DEFAULT_SUBTYPE:
-        raise AudioError(f"{path} has the suffix {path.suffix!r}, expected '.wav' or '.flac'.")
-    subtype = subtype or _DEFAULT_SUBTYPE[kind]
-    if not soundfile.check_format(kind, subtype):
+    if (known := FORMATS.get(path.suffix.lower())) is None:
+        raise AudioError(
+            f"{path} has the suffix {path.suffix!r}, expected {' or '.join(map(repr, FORMATS))}."
+        )
+    subtype = subtype or known.best
+    if not soundfile.check_format(known.kind, subtype):
         raise AudioError(f"{path} cannot hold samples of the format {subtype}.")
-    return kind, subtype
+    return known.kind, subtype

@@ -19,6 +19,7 @@ def setting(
     below: int | float = math.inf,
     choices: tuple[str, ...] = (),
     option: str | None = None,
+    help: str | None = None,
     method: str | None = None,
 ) -> Any:
     """A field of a dataclass of settings.
@@ -31,6 +32,7 @@ def setting(
         choices: the values of a name.
         option: its name on the command line and that of its value, such as `"--steps K"`; without one it is
             for the library alone. An option `--no-…` makes it false.
+        help: what the option does, where `about` does not say it well.
         method: the only one that the option belongs to.
     """
     return dataclasses.field(default=default, metadata={**locals()})

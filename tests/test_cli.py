@@ -21,12 +21,13 @@ from rich.console import Console
 from test_report import RATE, sinusoid, synthetic_separation
 
 from jaxsep.cli import app as cli
-from jaxsep.cli import jobs
+from jaxsep.cli import compute, jobs
 from jaxsep.cli import process as runtime
 from jaxsep.cli.terminal import TerminalProgress
-from jaxsep.results.document import TONE_COLUMNS, evaluation_document
+from jaxsep.results.document import evaluation_document
+from jaxsep.results.tones import TONE_COLUMNS
+from jaxsep.separation import parts, stages
 from jaxsep.separation import separate as pursuit
-from jaxsep.separation import stages
 from jaxsep.separation.result import Separation
 from jaxsep.separation.settings import SeparationSettings
 from jaxsep.tones.dictionary import Dictionary
@@ -307,7 +308,10 @@ BAD_OPTIONS = {
     "search": (["-n", 2, "-o", "out", "--search", "wide"], "--search"),
     "format": (["-n", 2, "-o", "out", "--format", "mp3"], "--format"),
     "bits": (["-n", 2, "-o", "out", "--bits", 12], "--bits"),
-    "bits of FLAC": (["-n", 2, "-o", "out", "--format", "flac", "--bits", 32], "FLAC has 16 or 24, got 32"),
+    "bits of FLAC": (
+        ["-n", 2, "-o", "out", "--format", "flac", "--bits", 32],
+        "16 or 24 with --format flac, got 32",
+    ),
     "references without a page": (["-n", 2, "-o", "out", "--reference", "mix.wav"], "add --report"),
     "one reference": (["-n", 2, "-o", "out", "--report", "--reference", "mix.wav"], "expected 2 files"),
     "missing reference": (["-n", 1, "-o", "out", "--report", "--reference", "no.wav"], "does not exist"),
@@ -583,14 +587,17 @@ class TestOthers:
         """A made-up separation of a made-up duet: the truth itself, in another order."""
         truth = np.random.default_rng(0).standard_normal((2, RATE)).astype(np.float32) / 8
 
-        def separate(samples, sample_rate, num_instruments, *, settings, progress, key):
-            np.testing.assert_array_equal(samples, truth.sum(axis=0))
-            assert (num_instruments, settings) == (2, SeparationSettings())
+        def separate(samples, sample_rate, num_instruments, *, settings, dictionary, progress, key):
+            np.testing.assert_allclose(samples[0], truth.sum(axis=0), atol=1e-6)
+            assert (num_instruments, settings, dictionary) == (2, SeparationSettings(), None)
             separation = synthetic_separation()
             return Separation(**{**vars(separation), "stems": truth[::-1], "sample_rate": sample_rate})
 
-        duet = truth.sum(axis=0), {"recorder": truth[0], "clarinet": truth[1]}, RATE
-        monkeypatch.setattr("jaxsep.audio.demo_recording", lambda: duet)
+        files = {"mix": truth.sum(axis=0), "recorder": truth[0], "clarinet": truth[1]}
+        for name, samples in files.items():
+            write(f"{name}.wav", samples)
+        mixture, *stems = (Path(f"{name}.wav") for name in files)
+        monkeypatch.setattr(cli, "demo_files", lambda: (mixture, stems))
         monkeypatch.setattr(pursuit, "separate", separate)
         code, out, _ = run("demo", "--no-cache")
         assert code == 0
@@ -625,6 +632,14 @@ class TestImports:
         assert out.splitlines()[-1] == "[0, 2] []"
         assert err == "jaxsep: no.wav does not exist.\n"
 
+    def test_settings_need_no_jax(self):
+        code = (
+            "import sys, jaxsep.separation.settings, jaxsep.neural.settings, jaxsep.cli.app\n"
+            "print(sorted({'jax', 'jaxlib', 'matplotlib', 'equinox'} & set(sys.modules)))"
+        )
+        out, err = in_process(code).communicate()
+        assert (out, err) == ("[]\n", "")
+
     def test_public_names_start_no_backend(self):
         code = (
             "import sys, jaxsep; first = 'jax' in sys.modules\n"
@@ -652,6 +667,23 @@ def test_a_network_has_no_parts(workplace):
     code, _, err = run("separate", "mix.wav", "-n", 2, "-o", "out", "--method", "neural", "--part", 30)
     assert code == 2
     assert err == "jaxsep: --part: expected with --method pursuit or blasso, got --method neural.\n"
+
+
+def test_the_picture_of_parts_is_of_the_first_that_sounds(workplace, monkeypatch):
+    write("long.wav", np.concatenate([np.zeros(RATE), sinusoid(440.0, seconds=20)]))
+    one, drawn = synthetic_separation(), []
+
+    def separate_parts(path, num_instruments, *, seconds, settings, dictionary, progress, key):
+        for begin in range(21):
+            yield Separation(**{**vars(one), "stems": one.stems[:, None], "times": one.times + begin})
+
+    monkeypatch.setattr(parts, "separate_parts", separate_parts)
+    monkeypatch.setattr(compute, "overview", lambda part, samples, *_: drawn.append((part.times[0], samples)))
+    code, _, err = run("separate", "long.wav", "-n", 2, "-o", "out", "--part", 20, "--no-cache")
+    assert code == 0, err
+    ((begin, samples),) = drawn
+    assert begin == one.times[0] + 1
+    np.testing.assert_array_equal(samples[0], soundfile.read("long.wav", dtype="float32")[0][RATE : 2 * RATE])
 
 
 def test_a_page_holds_no_long_recording(workplace):

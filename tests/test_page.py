@@ -12,9 +12,9 @@ from PIL import Image
 from test_report import RATE, sinusoid, synthetic_separation
 
 from jaxsep.report import page
-from jaxsep.results.document import evaluation_document, separation_document, to_json, write_tones
+from jaxsep.results.document import evaluation_document
 from jaxsep.results.read import read_results
-from jaxsep.results.write import write_tracks
+from jaxsep.results.write import Tracks, write_results
 from jaxsep.separation.result import Separation
 from jaxsep.separation.settings import SeparationSettings
 
@@ -28,15 +28,9 @@ def changed(separation, **fields):
 
 
 def write_folder(folder, separation, samples, name="duet.wav"):
-    """What `jaxsep separate` leaves, as far as it is read again."""
-    document = separation_document(
-        separation, settings=SeparationSettings(), seed=3, source={"file": name, "dictionary": None}
-    )
-    document |= write_tracks(folder, samples, separation, ".wav", "FLOAT")
-    separation.dictionary.save(folder / "dictionary.npz")
-    write_tones(folder / "tones.csv", separation)
-    (folder / "separation.json").write_text(to_json(document))
-    return document
+    """What `jaxsep separate` leaves."""
+    about = {"settings": SeparationSettings(), "seed": 3, "source": {"file": name, "dictionary": None}}
+    return write_results(folder, [(samples, separation)], (".wav", "FLOAT"), **about)
 
 
 def noise_separation(seconds=SECONDS):
@@ -79,8 +73,9 @@ class TestFolder:
 
     def test_integers_do_not_clip(self, tmp_path):
         stems = 1.5 * np.stack([sinusoid(440.0, amplitude=1.0), -0.5 * sinusoid(440.0, amplitude=1.0)])
-        separation = changed(synthetic_separation(), stems=stems)
-        written = write_tracks(tmp_path, stems.sum(axis=0), separation, ".flac", "PCM_16")
+        with Tracks(tmp_path, ".flac", "PCM_16") as tracks:
+            tracks.append(stems.sum(axis=0), stems, RATE)
+        written = tracks.written
         assert written["stems"] == ["stem-1.flac", "stem-2.flac"]
         assert written["gain_db"] == pytest.approx(20 * np.log10(1 / 1.5), abs=1e-3)
         for name, truth in zip(written["stems"], stems, strict=True):

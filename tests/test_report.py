@@ -15,13 +15,9 @@ from matplotlib.figure import Figure
 
 from jaxsep.metrics import sdr_sir_sar_filter, sdr_sir_sar_gain, si_sdr
 from jaxsep.report import plots, spectrograms
-from jaxsep.results.document import (
-    TONE_COLUMNS,
-    evaluation_document,
-    separation_document,
-    to_json,
-    write_tones,
-)
+from jaxsep.results.document import evaluation_document, separation_document
+from jaxsep.results.schema import to_json
+from jaxsep.results.tones import TONE_COLUMNS, write_tones
 from jaxsep.separation.chunks import linear_axis
 from jaxsep.separation.result import Separation
 from jaxsep.separation.settings import SeparationSettings

@@ -6,40 +6,40 @@ JAX is imported only when there is something to compute, so that help and mistak
 import os
 import signal
 import sys
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
 import jaxsep
+from jaxsep.audio import FORMATS, demo_files, read_audio
 from jaxsep.cli.jobs import Job, plan
 from jaxsep.cli.options import (
     AsJson,
-    Bits,
     Cache,
     Context,
-    Device,
     Force,
-    Format,
-    Kind,
     ManyValues,
-    Method,
     NoCache,
     OnDevice,
-    Preset,
     Recording,
     Recordings,
     References,
-    Search,
     Seed,
+    audio_format,
     given_options,
-    neural_settings,
-    pursuit_settings,
+    separation_settings,
+    with_settings,
 )
-from jaxsep.cli.process import Stopped, check_outside, new_file, start_jax, stoppable
+from jaxsep.cli.process import Backend, Stopped, check_outside, new_file, start_jax, stoppable
+from jaxsep.cli.references import read_references, read_stems
 from jaxsep.cli.terminal import TerminalProgress, show_evaluation, show_separation
+from jaxsep.cli.work import Work
+from jaxsep.neural.settings import PRESETS, NeuralSettings
+from jaxsep.report.kinds import KINDS
+from jaxsep.results.schema import read_document, to_json
+from jaxsep.separation.settings import METHODS, SeparationSettings
 
 __all__ = ["app", "main"]
 
@@ -94,7 +94,11 @@ def _root(
         raise typer.Exit
 
 
+_FAST = " ".join(f"--{name} {value}" for name, value in SeparationSettings.FAST.items())
+
+
 @app.command(cls=ManyValues)
+@with_settings(after="fast")
 def separate(
     context: Context,
     mixtures: Recordings,
@@ -114,68 +118,13 @@ def separate(
         ),
     ] = None,
     seed: Seed = 0,
-    fast: Annotated[
-        bool, typer.Option("--fast", help="Two thirds of the time: --restarts 2 --steps 48 --hop 1024.")
-    ] = False,
-    restarts: Annotated[
-        int, typer.Option(metavar="R", min=1, help="Dictionaries to learn, the best of which is used.")
-    ] = 4,
-    steps: Annotated[
-        int, typer.Option(metavar="K", min=1, help="Minibatches to learn each dictionary from.")
-    ] = 96,
-    tones_per_instrument: Annotated[
-        int, typer.Option("--tones", metavar="T", min=1, help="Tones that an instrument plays at a time.")
-    ] = 1,
     method: Annotated[
-        Method,
+        Literal[*METHODS, "neural"],
         typer.Option(
             help="pursuit: sparse pursuit; blasso: the convex Beurling LASSO; neural: a U-Net trained on MIX."
         ),
-    ] = Method.pursuit,
-    preset: Annotated[
-        Preset, typer.Option(help="Sizes of the network of neural: small suits CPUs, paper needs a GPU.")
-    ] = Preset.small,
-    minutes: Annotated[
-        float | None, typer.Option(metavar="M", min=0, help="Budget of the training of neural.")
-    ] = None,
-    checkpoint: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Where to keep the training of neural, to --resume.")
-    ] = None,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with the training kept in --checkpoint.")
-    ] = False,
-    alpha: Annotated[
-        float, typer.Option(metavar="A", help="Penalty of blasso, between 0 and 1: more gives fewer tones.")
-    ] = 0.3,
-    search: Annotated[
-        Search, typer.Option(help="full: tones of all frames and the dictionary in turn; greedy: P1 alone.")
-    ] = Search.full,
-    rounds: Annotated[int, typer.Option(metavar="N", min=0, help="Turns of the full search.")] = 2,
-    no_timbre: Annotated[
-        bool, typer.Option("--no-timbre", help="The same harmonics at every pitch, as in P1.")
-    ] = False,
-    dictionary: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE",
-            help="dictionary.npz of an earlier run, instead of learning; with neural, to begin with.",
-        ),
-    ] = None,
-    device: OnDevice = None,
-    hop: Annotated[
-        int, typer.Option(metavar="H", help="Samples between frames, at 48 kHz; a divisor of 6144.")
-    ] = 512,
-    full_peaks: Annotated[
-        bool, typer.Option("--full-peaks", help="Refine every spectral peak, as P1 does: 60 times as slow.")
-    ] = False,
-    no_masking: Annotated[
-        bool, typer.Option("--no-masking", help="Play the tones alone, instead of masking the mixture.")
-    ] = False,
-    phase_iterations: Annotated[int, typer.Option(metavar="I", min=1, help="Griffin-Lim iterations.")] = 1,
-    share: Annotated[
-        float,
-        typer.Option(metavar="E", min=0, help="Part of the unexplained energy that the instruments share."),
-    ] = 1e-4,
+    ] = SeparationSettings.method,
+    fast: Annotated[bool, typer.Option("--fast", help=f"Two thirds of the time: {_FAST}.")] = False,
     part: Annotated[
         float,
         typer.Option(
@@ -185,19 +134,45 @@ def separate(
             "does not grow with it.",
         ),
     ] = 120.0,
-    audio_format: Annotated[
-        Format, typer.Option("--format", help="Kind of file for the stems.")
-    ] = Format.wav,
+    preset: Annotated[
+        Literal[PRESETS],
+        typer.Option(help="Sizes of the network of neural: small suits CPUs, paper needs a GPU."),
+    ] = "small",
+    minutes: Annotated[
+        float | None, typer.Option(metavar="M", min=0, help="Budget of the training of neural.")
+    ] = None,
+    checkpoint: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Where to keep the training of neural, to --resume.")
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the training kept in --checkpoint.")
+    ] = False,
+    dictionary: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="dictionary.npz of an earlier run, instead of learning; with neural, to begin with.",
+        ),
+    ] = None,
+    file_format: Annotated[
+        Literal[*(suffix[1:] for suffix in FORMATS)],
+        typer.Option("--format", help="Kind of file for the stems."),
+    ] = "wav",
     bits: Annotated[
-        Bits | None,
-        typer.Option(help="Bits of a sample: 16, 24 or, as floating point in WAV, 32.  [default: the most]"),
+        int | None,
+        typer.Option(
+            metavar="B",
+            help="Bits of a sample: 16, 24 or, as floating point in WAV, 32.  [default: the most]",
+        ),
     ] = None,
     report: Annotated[bool, typer.Option("--report", help="Write a page to listen to as well.")] = False,
     reference: References = [],  # noqa: B006 (typer copies it)
+    device: OnDevice = None,
     cache: Cache = None,
     no_cache: NoCache = False,
     force: Force = False,
     as_json: AsJson = False,
+    **options: Any,
 ) -> None:
     """Separate a recording into its instruments.
 
@@ -209,46 +184,50 @@ def separate(
     the same settings are skipped, and a recording that fails does not stop the others.
     """
     given = given_options(context, method)
-    audio = _audio_format(audio_format, bits)
     if reference and not report:
         raise ValueError("--reference is for the page; add --report, or use jaxsep evaluate.")
     alone = len(mixtures) == 1 and shard is None
     for option, value in (("--reference", reference), ("--checkpoint", checkpoint)):
         if value and not alone:
             raise ValueError(f"{option}: expected with one recording, got {len(mixtures)}.")
-    jobs = [Job(mixtures[0], output)] if alone else plan(mixtures, output, shard)
-    for job in jobs:
-        check_outside(job.folder, *mixtures, dictionary, checkpoint, *reference)
-
-    from jaxsep.cli.work import Training, Work
-
-    neural = method is Method.neural
+    neural = method == "neural"
     work = Work(
-        start_jax=partial(start_jax, device, cache, no_cache),
-        settings=partial(neural_settings, preset) if neural else partial(pursuit_settings, context, given),
-        training=Training(minutes, checkpoint, resume) if neural else None,
+        settings=getattr(NeuralSettings, preset)()
+        if neural
+        else separation_settings(method, options, fast, given),
         num_instruments=num_instruments,
+        backend=Backend(device, cache, no_cache),
+        audio=audio_format(file_format, bits),
         seed=seed,
+        training={"minutes": minutes, "checkpoint": checkpoint, "resume": resume} if neural else {},
         part=None if neural else part,
         dictionary=dictionary,
-        audio=audio,
         report=report,
         references=reference,
         skip=not alone,
         force=force,
     )
+    jobs = [Job(mixtures[0], output)] if alone else plan(mixtures, output, shard)
+    for job in jobs:
+        check_outside(job.folder, *mixtures, dictionary, checkpoint, *reference)
     if alone:
-        with TerminalProgress() as progress:
-            document, _ = work(jobs[0], progress)
-        if as_json:
-            _print_json(document)
-        else:
-            show_separation(document, output)
-        return
-    _work_through(jobs, work, as_json)
+        _work_on(jobs[0], work, as_json)
+    else:
+        _work_through(jobs, work, as_json)
 
 
-def _work_through(jobs: list[Job], work: Callable[..., tuple[dict[str, Any], bool]], as_json: bool) -> None:
+def _work_on(job: Job, work: Work, as_json: bool = False) -> None:
+    with TerminalProgress() as progress:
+        done = work(job, progress)
+    if as_json:
+        _print_json(done.document)
+    else:
+        show_separation(done.document, job.folder)
+        if done.scores:
+            show_evaluation(done.scores)
+
+
+def _work_through(jobs: list[Job], work: Work, as_json: bool) -> None:
     """Every job, whatever happens to the others; raises `ValueError` at the end if some failed."""
     documents, failed = [], []
     for number, job in enumerate(jobs, start=1):
@@ -256,14 +235,14 @@ def _work_through(jobs: list[Job], work: Callable[..., tuple[dict[str, Any], boo
         try:
             with TerminalProgress() as progress:
                 progress.say(begin)
-                document, new = work(job, progress)
+                done = work(job, progress)
         except (ValueError, OSError, FloatingPointError, MemoryError) as error:
             _complain(f"{job.recording}: {error}")
             failed.append(str(job.recording))
             continue
-        documents.append(document)
-        if new and not as_json:
-            show_separation(document, job.folder)
+        documents.append(done.document)
+        if done.new and not as_json:
+            show_separation(done.document, job.folder)
         elif not as_json:
             print(f"{begin}: finished before, in {job.folder}")
     if as_json:
@@ -273,8 +252,6 @@ def _work_through(jobs: list[Job], work: Callable[..., tuple[dict[str, Any], boo
 
 
 def _print_json(document: Any) -> None:
-    from jaxsep.results.document import to_json
-
     sys.stdout.write(to_json(document))
 
 
@@ -295,18 +272,14 @@ def evaluate(
 
     Stems with several channels are averaged. Lengths that differ by less than 1 % are cut to the shortest.
     """
-    from jaxsep.cli.references import read_stems
-
     references, estimates, note = read_stems(reference, estimate)
     with TerminalProgress() as progress, progress.stage("measuring", 1):
-        start_jax(Device.cpu, cache, no_cache)
-        from jaxsep.results.document import evaluation_document, to_json
-
+        compute = start_jax(Backend("cpu", cache, no_cache))
         names = [str(path) for path in reference], [str(path) for path in estimate]
-        document = evaluation_document(references, estimates, *names) | {"note": note}
+        document = compute.evaluation_document(references, estimates, *names) | {"note": note}
         progress.advance("measuring")
     if as_json:
-        sys.stdout.write(to_json(document))
+        _print_json(document)
     else:
         show_evaluation(document)
         if note:
@@ -328,20 +301,16 @@ def report(
     It has players, spectrograms, notes and figures in one file, which needs no network. With --reference it
     also measures the stems against the true ones.
     """
-    from jaxsep.audio import read_audio
-    from jaxsep.cli.references import read_references
-    from jaxsep.results.read import read_document
-
     document = read_document(folder)
     path = folder / "report.html"
     with new_file(path, force, ".html") as draft, TerminalProgress() as progress:
         samples, sample_rate = read_audio(folder / document["mixture"])
         truth = read_references(reference, len(document["stems"]), samples.shape[1], sample_rate)
-        start_jax(Device.cpu, cache, no_cache)
-        from jaxsep.report.page import write_page
-
-        write_page(folder, draft, truth, [path.stem for path in reference], progress)
+        compute = start_jax(Backend("cpu", cache, no_cache))
+        scores = compute.write_page(folder, draft, truth, [path.stem for path in reference], progress)
     print(f"results: {path}")
+    if scores:
+        show_evaluation(scores)
 
 
 @app.command()
@@ -349,25 +318,22 @@ def spectrogram(
     mixture: Recording,
     output: Annotated[Path, typer.Option("--output", "-o", metavar="PNG", help="New picture.")],
     kind: Annotated[
-        Kind, typer.Option(help="log: from spectral peaks; mel; cqt: constant-Q; linear: the STFT.")
-    ] = Kind.log,
+        Literal[*KINDS],
+        typer.Option(help="log: from spectral peaks; mel; cqt: constant-Q; linear: the STFT."),
+    ] = "log",
     device: OnDevice = None,
     cache: Cache = None,
     no_cache: NoCache = False,
     force: Force = False,
 ) -> None:
     """Draw the spectrogram of a recording."""
-    from jaxsep.audio import read_audio
-
     if output.exists() and mixture.exists() and output.samefile(mixture):
         raise ValueError(f"{output} is the recording itself; name another file for the picture.")
     with new_file(output, force) as draft, TerminalProgress() as progress:
         samples, sample_rate = read_audio(mixture)
-        start_jax(device, cache, no_cache)
-        from jaxsep.report.spectrograms import spectrogram_figure
-
+        compute = start_jax(Backend(device, cache, no_cache))
         with progress.stage("spectrogram", 1):
-            spectrogram_figure(samples, sample_rate, draft, kind=kind.value, title=mixture.name)
+            compute.spectrogram_figure(samples, sample_rate, draft, kind=kind, title=mixture.name)
             progress.advance("spectrogram")
 
 
@@ -383,38 +349,15 @@ def demo(
     force: Force = False,
 ) -> None:
     """Separate the duet that ships with jaxsep, and measure the result against its true stems."""
-    from jaxsep.audio import demo_recording
-    from jaxsep.files import OutputFolder
-
-    with OutputFolder(output, force=force) as folder, TerminalProgress() as progress:
-        mixture, stems, sample_rate = demo_recording()
-        start_jax(device, cache, no_cache)
-        import jax
-        import numpy as np
-
-        from jaxsep.report.page import write_page
-        from jaxsep.results.document import evaluation_document
-        from jaxsep.results.write import write_separation
-        from jaxsep.separation import separate as pursuit
-        from jaxsep.separation.settings import SeparationSettings
-
-        settings, key = SeparationSettings(), jax.random.key(seed)
-        separation = pursuit.separate(
-            mixture, sample_rate, len(stems), settings=settings, progress=progress, key=key
-        )
-        about = {"settings": settings, "seed": seed, "source": {"file": "mixture.wav", "dictionary": None}}
-        document = write_separation(folder, mixture, separation, _audio_format(), progress, **about)
-        truth = np.stack(list(stems.values()))
-        scores = evaluation_document(truth, separation.stems, list(stems), document["stems"])
-        write_page(folder, folder / "report.html", truth, list(stems), progress)
-    show_separation(document, output)
-    show_evaluation(scores)
-
-
-def _audio_format(audio_format: Format = Format.wav, bits: Bits | None = None) -> tuple[str, str]:
-    """Suffix of audio files, and libsndfile's name of the sample format."""
-    if audio_format == Format.flac:
-        if bits == Bits.b32:
-            raise ValueError("--bits: FLAC has 16 or 24, got 32; use --format wav for more.")
-        return ".flac", f"PCM_{(bits or Bits.b24).value}"
-    return ".wav", "FLOAT" if bits in (None, Bits.b32) else f"PCM_{bits.value}"
+    mixture, stems = demo_files()
+    work = Work(
+        settings=SeparationSettings(),
+        num_instruments=len(stems),
+        backend=Backend(device, cache, no_cache),
+        audio=audio_format("wav", None),
+        seed=seed,
+        report=True,
+        references=stems,
+        force=force,
+    )
+    _work_on(Job(mixture, output), work)

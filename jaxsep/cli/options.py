@@ -1,93 +1,37 @@
-"""Options of the command line: their values, those that commands share, and the settings they make."""
+"""Options of the command line: those that commands share, and those that the settings name."""
 
 import dataclasses
-from enum import StrEnum
+import inspect
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from typer.core import TyperCommand
 
+from jaxsep.audio import FORMATS
+from jaxsep.separation.settings import METHODS, SeparationSettings
+
 __all__ = [
     "AsJson",
-    "Bits",
     "Cache",
     "Context",
-    "Device",
     "Force",
-    "Format",
-    "Kind",
     "ManyValues",
-    "Method",
     "NoCache",
     "OnDevice",
-    "Preset",
     "Recording",
     "Recordings",
     "References",
-    "Search",
     "Seed",
+    "audio_format",
     "given_options",
-    "neural_settings",
-    "pursuit_settings",
+    "separation_settings",
+    "with_settings",
 ]
 
-#: What a command is told about its options.
+#: What a command is told about its options; typer passes an object of the base class.
 Context = typer.Context.__base__
-
-
-class Device(StrEnum):
-    """Where to compute."""
-
-    cpu = "cpu"
-    gpu = "gpu"
-
-
-class Method(StrEnum):
-    """How to decompose the spectra."""
-
-    pursuit = "pursuit"
-    blasso = "blasso"
-    neural = "neural"
-
-
-class Preset(StrEnum):
-    """Sizes of the network, as `NeuralSettings` names them."""
-
-    paper = "paper"
-    small = "small"
-
-
-class Search(StrEnum):
-    """How to look for tones, as `SeparationSettings` names it."""
-
-    full = "full"
-    greedy = "greedy"
-
-
-class Format(StrEnum):
-    """Kinds of audio files that stems are written as."""
-
-    wav = "wav"
-    flac = "flac"
-
-
-class Bits(StrEnum):
-    """Bits of a sample; the 32 of WAV are a floating-point number, which cannot clip."""
-
-    b16 = "16"
-    b24 = "24"
-    b32 = "32"
-
-
-class Kind(StrEnum):
-    """Kinds of spectrogram, as `spectrogram_figure` names them."""
-
-    log = "log"
-    mel = "mel"
-    cqt = "cqt"
-    linear = "linear"
-
 
 _READABLE = "(WAV, FLAC, AIFF, Ogg, MP3)"
 
@@ -106,7 +50,8 @@ Seed = Annotated[
     int, typer.Option(metavar="S", min=0, max=2**32 - 1, help="The same seed gives the same result.")
 ]
 OnDevice = Annotated[
-    Device | None, typer.Option("--device", help="Where to compute.  [default: the fastest there is]")
+    Literal["cpu", "gpu"] | None,
+    typer.Option("--device", help="Where to compute.  [default: the fastest there is]"),
 ]
 Cache = Annotated[
     Path | None,
@@ -123,40 +68,104 @@ References = Annotated[
     typer.Option(
         "--reference",
         metavar="FILE...",
-        help="True stems, one for each instrument in any order, to measure the result against on the page.",
+        help="True stems, one for each instrument in any order, to measure the result against.",
     ),
 ]
 Force = Annotated[bool, typer.Option("--force", help="Replace the output if there is one.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the JSON document and nothing else.")]
 
 
-#: Methods to which an option belongs; the others belong to all.
-_SELECTION = ["fast", "restarts", "steps", "tones_per_instrument", "search", "rounds", "no_timbre"]
-_SELECTION += ["hop", "full_peaks"]
-_RESYNTHESIS = ["no_masking", "phase_iterations", "share", "part"]
-_TRAINING = ["preset", "minutes", "checkpoint", "resume"]
+#: Methods to which an option belongs that is none of the settings; the others belong to all.
 _METHODS = {
-    **dict.fromkeys(_SELECTION + _RESYNTHESIS, ("pursuit", "blasso")),
-    "alpha": ("blasso",),
-    **dict.fromkeys(_TRAINING, ("neural",)),
+    **dict.fromkeys(["fast", "part"], METHODS),
+    **dict.fromkeys(["preset", "minutes", "checkpoint", "resume"], ("neural",)),
 }
 
 
-def given_options(context: Context, method: Method) -> set[str]:
+def with_settings(after: str) -> Callable[[Callable], Callable]:
+    """Gives a command the options that the fields of `SeparationSettings` name, behind its parameter `after`.
+
+    Their values reach the command by the names of the fields; `separation_settings` takes them.
+    """
+
+    def decorate(command):
+        signature = inspect.signature(command)
+        own = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
+        position = 1 + [p.name for p in own].index(after)
+        parameters = [*own[:position], *map(_parameter, _fields().values()), *own[position:]]
+        parameters = [p.replace(kind=p.KEYWORD_ONLY) for p in parameters]
+        # Typer reads both.
+        command.__signature__ = signature.replace(parameters=parameters)
+        command.__annotations__ = {p.name: p.annotation for p in parameters}
+        return command
+
+    return decorate
+
+
+def _fields():
+    """The fields that are options, by name."""
+    fields = dataclasses.fields(SeparationSettings)
+    return {field.name: field for field in fields if field.metadata["option"]}
+
+
+def _parameter(field):
+    about = field.metadata
+    name, _, metavar = about["option"].partition(" ")
+    text = about["help"] or about["about"]
+    text = text if about["choices"] else text[:1].upper() + text[1:]  # a choice keeps its name
+    option = typer.Option(name, metavar=metavar or None, min=about["least"], help=text)
+    kind = Literal[about["choices"]] if about["choices"] else field.type
+    default = field.default if kind is not bool else False  # a flag changes the default
+    annotation = Annotated[kind, option]
+    return inspect.Parameter(
+        field.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation
+    )
+
+
+def given_options(context: Context, method: str) -> set[str]:
     """Names of the options that were not left at their defaults; refuses those without effect on a method."""
+    own = {name: field.metadata["method"] for name, field in _fields().items()}
+    fits = {**_METHODS, **{name: (only,) if only else METHODS for name, only in own.items()}}
     given = set()
     for parameter in context.command.params:
         source = context.get_parameter_source(parameter.name)
         if source is None or source.name == "DEFAULT":
             continue
         given.add(parameter.name)
-        methods = _METHODS.get(parameter.name, (method.value,))
-        if method.value not in methods:
+        methods = fits.get(parameter.name, (method,))
+        if method not in methods:
             raise ValueError(
-                f"{parameter.opts[0]}: expected with --method {' or '.join(methods)}, "
-                f"got --method {method.value}."
+                f"{parameter.opts[0]}: expected with --method {' or '.join(methods)}, got --method {method}."
             )
     return given
+
+
+def separation_settings(
+    method: str, options: dict[str, Any], fast: bool, given: set[str]
+) -> SeparationSettings:
+    """The settings of a command.
+
+    Arguments:
+        method: one of theirs.
+        options: values by the names of the fields; of flags, whether they were given.
+        fast: whether to take what the quick preset changes, but for the `given` options.
+        given: names of the options that are not defaults.
+    """
+    flags = {name: field.default for name, field in _fields().items() if field.type is bool}
+    values = options | {name: options[name] ^ default for name, default in flags.items()}
+    if fast:
+        values |= {name: value for name, value in SeparationSettings.FAST.items() if name not in given}
+    return SeparationSettings(method=method, **values)
+
+
+def audio_format(name: str, bits: int | None) -> tuple[str, str]:
+    """Suffix of audio files, and libsndfile's name of the sample format; by default that of most bits."""
+    suffix = f".{name}"
+    known = FORMATS[suffix]
+    if bits is not None and bits not in known.subtypes:
+        choices = " or ".join(map(str, known.subtypes))
+        raise ValueError(f"--bits: expected {choices} with --format {name}, got {bits}.")
+    return suffix, known.best if bits is None else known.subtypes[bits]
 
 
 class ManyValues(TyperCommand):
@@ -173,29 +182,3 @@ class ManyValues(TyperCommand):
                 expanded.append(option)
             expanded.append(argument)
         return super().parse_args(ctx, expanded)
-
-
-def pursuit_settings(context: Context, given: set[str]) -> Any:
-    """The `SeparationSettings` of the options that carry the names of its fields.
-
-    Arguments:
-        context: of the command.
-        given: names of the options that are not defaults; `--fast` leaves these as they are.
-    """
-    from jaxsep.separation.settings import SeparationSettings
-
-    negated = {name: not context.params[f"no_{name}"] for name in ("masking", "timbre")}
-    options = {**context.params, **negated}
-    fields = {field.name for field in dataclasses.fields(SeparationSettings)}
-    plain = lambda value: value.value if isinstance(value, StrEnum) else value
-    chosen = {name: plain(value) for name, value in options.items() if name in fields}
-    if options["fast"]:
-        chosen |= {name: value for name, value in SeparationSettings.FAST.items() if name not in given}
-    return SeparationSettings(**chosen)
-
-
-def neural_settings(preset: Preset) -> Any:
-    """The `NeuralSettings` of a preset."""
-    from jaxsep.neural.settings import NeuralSettings
-
-    return getattr(NeuralSettings, preset.value)()

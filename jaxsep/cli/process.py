@@ -8,12 +8,12 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from types import FrameType
-from typing import NoReturn
+from types import FrameType, ModuleType
+from typing import NamedTuple, NoReturn
 
 from jaxsep.files import replacing
 
-__all__ = ["Stopped", "check_outside", "is_stopping", "new_file", "start_jax", "stoppable"]
+__all__ = ["Backend", "Stopped", "check_outside", "is_stopping", "new_file", "start_jax", "stoppable"]
 
 #: Set by Ctrl-C or SIGTERM while `stoppable`.
 _stopping = threading.Event()
@@ -53,8 +53,21 @@ def is_stopping() -> bool:
     return _stopping.is_set()
 
 
-def start_jax(device: str | None, cache: Path | None, no_cache: bool) -> None:
-    """Imports JAX on the wanted device, with its persistent compilation cache."""
+class Backend(NamedTuple):
+    """Where JAX computes, or `None` for the fastest device, and where it keeps compiled programs."""
+
+    device: str | None = None
+    cache: Path | None = None
+    no_cache: bool = False
+
+
+def start_jax(backend: Backend) -> ModuleType:
+    """Imports JAX on the wanted device, with its persistent compilation cache, and what needs it.
+
+    Returns: `jaxsep.cli.compute`. Nothing else of the command line imports JAX, so that help and mistakes are
+    answered at once.
+    """
+    device, cache, no_cache = backend
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # XLA's own log is not for users
     for name in ("jax", "matplotlib"):
         logging.getLogger(name).setLevel(logging.ERROR)
@@ -64,10 +77,10 @@ def start_jax(device: str | None, cache: Path | None, no_cache: bool) -> None:
         # JAX's own choice prefers a GPU, of any make.
         jax.config.update("jax_platforms", "cpu" if device == "cpu" else "")
     try:
-        backend = jax.default_backend()
+        platform = jax.default_backend()
     except RuntimeError as error:
         raise ValueError(f"JAX finds no device: {error}") from error
-    if device == "gpu" and backend != "gpu":
+    if device == "gpu" and platform != "gpu":
         raise ValueError("--device gpu: JAX finds no GPU; leave the option out, or install JAX for GPUs.")
     if not no_cache:
         caches = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
@@ -78,6 +91,9 @@ def start_jax(device: str | None, cache: Path | None, no_cache: bool) -> None:
             folder.mkdir(parents=True, exist_ok=True)
             jax.config.update("jax_compilation_cache_dir", str(folder))
             jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+    from jaxsep.cli import compute
+
+    return compute
 
 
 def check_outside(output: Path, *inputs: Path | None) -> None:

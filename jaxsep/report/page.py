@@ -41,8 +41,8 @@ def write_page(
     truth: np.ndarray | None,
     names: Sequence[str],
     progress: Progress,
-) -> None:
-    """Writes the listening page of a folder of results.
+) -> dict[str, Any] | None:
+    """Writes the listening page of a folder of results, and returns the figures that it shows, if any.
 
     Arguments:
         folder: as `jaxsep separate` wrote it.
@@ -59,6 +59,7 @@ def write_page(
             scores = evaluation_document(truth, stems, names, results.document["stems"])
         target.write_text(listening_page(results, scores), encoding="utf-8")
         progress.advance("report")
+    return scores
 
 
 def listening_page(results: Results, scores: dict[str, Any] | None = None) -> str:

@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 
 from jaxsep.audio import check_samples, resample
+from jaxsep.report.kinds import KINDS
 from jaxsep.separation.chunks import ANALYSIS_RATE, linear_axis
 from jaxsep.signal.axes import LinearAxis, LogAxis
 from jaxsep.signal.filterbanks import constant_q_spectrogram, mel_spectrogram
@@ -32,13 +33,6 @@ __all__ = [
     "levels",
     "spectrogram_figure",
 ]
-
-_NAMES = {
-    "log": "log-frequency spectrogram from peaks",
-    "mel": "mel spectrogram",
-    "cqt": "constant-Q spectrogram",
-    "linear": "short-time Fourier transform",
-}
 
 #: Pixels per inch, and inches across: 1600 pixels.
 DPI, WIDTH = 160, 10
@@ -79,8 +73,8 @@ def spectrogram_figure(
         >>> samples = np.sin(0.1 * np.arange(24_000))
         >>> jaxsep.spectrogram_figure(samples, 48_000, "tone.png", kind="mel", title="a tone")
     """
-    if kind not in _NAMES:
-        raise ValueError(f"kind: expected one of {', '.join(_NAMES)}, got {kind!r}")
+    if kind not in KINDS:
+        raise ValueError(f"kind: expected one of {', '.join(KINDS)}, got {kind!r}")
     check_samples(samples, sample_rate)
     values = levels(samples, sample_rate, kind)
     axis = linear_axis(GaussianSTFT()) if kind == "linear" else LogAxis()
@@ -88,7 +82,7 @@ def spectrogram_figure(
     axes = figure.add_subplot()
     seconds = np.shape(samples)[-1] / sample_rate
     picture = draw_levels(axes, values, axis, seconds, float(values.max()), audible_bins(values))
-    heading = "   ".join(filter(None, (title, _NAMES[kind])))
+    heading = "   ".join(filter(None, (title, KINDS[kind])))
     axes.set_title(heading, loc="left", fontsize=10, parse_math=False)
     bar = figure.colorbar(picture, ax=axes, pad=0.01, aspect=40)
     bar.set_label("dB relative to the loudest", fontsize=9)

@@ -1,13 +1,9 @@
-"""Separations and evaluations as a table of tones and as JSON documents."""
+"""Separations and evaluations as documents, which are values for JSON."""
 
-import csv
 import dataclasses
 import importlib.metadata
-import json
-import os
 import platform
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -21,47 +17,9 @@ from jaxsep.neural.settings import NeuralSettings
 from jaxsep.separation.result import Separation
 from jaxsep.separation.settings import SeparationSettings
 
-__all__ = [
-    "TONE_COLUMNS",
-    "evaluation_document",
-    "separation_document",
-    "to_json",
-    "versions",
-    "write_tones",
-]
-
-#: Columns of the table of tones.
-TONE_COLUMNS = ("time_s", "instrument", "f0_hz", "amplitude", "inharmonicity")
+__all__ = ["evaluation_document", "separation_document", "versions"]
 
 _PACKAGES = ("jax", "jaxlib", "numpy")
-
-
-def write_tones(path: str | os.PathLike, separation: Separation) -> None:
-    """Writes every tone that sounds as a row of a CSV file, by time, then instrument, then pitch.
-
-    The columns are the centre of the frame in seconds, the number of the instrument (from 1, as the stems),
-    the natural fundamental in Hz, the amplitude, by which the dictionary's harmonics are multiplied to give
-    those of the spectrogram (a sinusoid of amplitude 1 has ½ there), and the inharmonicity b of
-    `f_h = f_0 · h · sqrt(1 + b h²)`.
-    """
-    tones = separation.tones
-    frame, slot = np.nonzero(np.asarray(tones.active))
-    picked = (tones.instrument, tones.fundamental, tones.amplitude, tones.inharmonicity)
-    instrument, fundamental, amplitude, inharmonicity = (np.asarray(values)[frame, slot] for values in picked)
-    time = np.asarray(separation.times)[frame]
-    with Path(path).open("w", newline="", encoding="utf-8") as file:
-        table = csv.writer(file, lineterminator="\n")
-        table.writerow(TONE_COLUMNS)
-        for n in np.lexsort((fundamental, instrument, time)):
-            table.writerow(
-                [
-                    f"{time[n]:.5f}",
-                    instrument[n] + 1,
-                    f"{fundamental[n]:.4f}",
-                    f"{amplitude[n]:.6g}",
-                    f"{inharmonicity[n]:.4g}",
-                ]
-            )
 
 
 def separation_document(
@@ -122,11 +80,6 @@ def versions() -> dict[str, str]:
     """Versions of jaxsep, Python and the packages that decide a result."""
     packages = {name: importlib.metadata.version(name) for name in _PACKAGES}
     return {"jaxsep": jaxsep.__version__, "python": platform.python_version(), **packages}
-
-
-def to_json(document: dict[str, Any] | list[dict[str, Any]]) -> str:
-    """Text of a document; a number that is not finite raises `ValueError`, as JSON has none."""
-    return json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def evaluation_document(

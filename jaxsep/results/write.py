@@ -1,4 +1,4 @@
-"""What a separation leaves in its folder, of recordings in memory and of those that come part by part."""
+"""What a separation leaves in its folder."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -9,96 +9,49 @@ import jax
 import numpy as np
 import soundfile
 
-from jaxsep.audio import Recording
+from jaxsep.audio import FORMATS
 from jaxsep.notes.formats import write_note_files
 from jaxsep.notes.notes import find_notes
-from jaxsep.progress import Progress
-from jaxsep.report.plots import overview
-from jaxsep.results.document import separation_document, to_json, write_tones
+from jaxsep.results.document import separation_document
+from jaxsep.results.schema import to_json
+from jaxsep.results.tones import write_tones
 from jaxsep.separation.result import Separation
 
-__all__ = ["Tracks", "write_findings", "write_parts", "write_separation"]
+__all__ = ["Tracks", "write_results"]
 
 
-def write_separation(
+def write_results(
     folder: Path,
-    mixture: np.ndarray,
-    separation: Separation,
+    pieces: Iterable[tuple[np.ndarray, Separation]],
     audio: tuple[str, str],
-    progress: Progress,
     **about: Any,
 ) -> dict[str, Any]:
-    """Writes everything that was found in a recording, and returns the JSON document.
+    """Writes everything that was found in a recording but the picture, and returns the JSON document.
+
+    Only tones are kept of the pieces, 0.1 MB for each minute.
 
     Arguments:
         folder: an existing one.
-        mixture: `[channels, samples]`.
-        separation: of it.
+        pieces: of the recording, in order: samples, `[samples]` or `[channels, samples]`, and separation.
         audio: suffix of the tracks, and their sample format.
-        progress: who listens.
         about: further arguments of `separation_document`.
     """
-    tracks = write_tracks(folder, mixture, separation, *audio)
-    with progress.stage("overview", 1):
-        overview(separation, mixture, separation.sample_rate, folder / "overview.png")
-        progress.advance("overview")
-    return write_findings(folder, separation, tracks, **about)
-
-
-def write_findings(
-    folder: Path, separation: Separation, tracks: dict[str, Any], **about: Any
-) -> dict[str, Any]:
-    """Writes dictionary, tones, notes and the JSON document, and returns it.
-
-    Arguments:
-        folder: an existing one.
-        separation: of the whole recording.
-        tracks: what the document says of the audio files.
-        about: further arguments of `separation_document`.
-    """
-    document = separation_document(separation, **about) | tracks
+    found, length = [], 0
+    with Tracks(folder, *audio) as tracks:
+        for samples, piece in pieces:
+            tracks.append(samples, piece.stems, piece.sample_rate)
+            *kind, num_samples = piece.stems.shape
+            length += num_samples
+            # Not a slice, which would keep the stems in memory.
+            found.append(eqx.tree_at(lambda p: p.stems, piece, np.zeros((*kind, 0), np.float32)))
+    separation = _joined(found)
+    document = separation_document(separation, shape=(*kind, length), **about) | tracks.written
     separation.dictionary.save(folder / "dictionary.npz")
     write_tones(folder / "tones.csv", separation)
     notes = find_notes(separation.tones, separation.times, separation.dictionary)
     write_note_files(folder, notes, separation.dictionary.num_instruments)
     (folder / "separation.json").write_text(to_json(document), encoding="utf-8")
     return document
-
-
-def write_parts(
-    folder: Path, recording: Path, parts: Iterable[Separation], audio: tuple[str, str], **about: Any
-) -> dict[str, Any]:
-    """Writes the results of `separate_parts` as they come, and returns the JSON document.
-
-    Only tones are kept of all parts, 0.1 MB for each minute. The picture is that of the first part.
-
-    Arguments:
-        folder: an existing one.
-        recording: the file that is separated.
-        parts: its parts, in order.
-        audio: suffix of the tracks, and their sample format.
-        about: further arguments of `separation_document`.
-    """
-    done, first, at = [], None, 0
-    with Recording(recording) as source:
-        rate = source.sample_rate
-        parts = iter(parts)
-        first = next(parts)
-        shape = (len(first.stems), source.num_channels, source.num_samples)
-        with Tracks(folder, shape[0], rate, *audio) as tracks:
-            part: Separation | None = first
-            while part is not None:
-                length = part.stems.shape[-1]
-                mixture = source.read(at, at + -(-length // rate))[:, :length]
-                tracks.append(mixture, part.stems)
-                if at == 0 and mixture.any():
-                    overview(first, mixture, rate, folder / "overview.png")
-                at += length // rate
-                # Not a slice, which would keep the stems in memory.
-                empty = np.zeros((*shape[:2], 0), np.float32)
-                done.append(eqx.tree_at(lambda p: p.stems, part, empty))
-                part = next(parts, None)
-    return write_findings(folder, _joined(done), tracks.written, shape=shape, **about)
 
 
 def _joined(parts):
@@ -122,15 +75,6 @@ def _joined(parts):
     )
 
 
-def write_tracks(
-    folder: Path, samples: np.ndarray, separation: Separation, suffix: str, subtype: str
-) -> dict[str, Any]:
-    """Writes the mixture `[samples]` or `[channels, samples]` and the stems; see `Tracks`."""
-    with Tracks(folder, len(separation.stems), separation.sample_rate, suffix, subtype) as tracks:
-        tracks.append(samples, separation.stems)
-    return tracks.written
-
-
 class Tracks:
     """Context manager that writes mixture and stems, in one piece or in many.
 
@@ -138,48 +82,46 @@ class Tracks:
     then lowered alike, when the last piece is known.
 
     Arguments:
-        folder: an existing one.
-        num_instruments: how many stems there are.
-        sample_rate: in Hz.
+        folder: an existing one, which appears when it is complete.
         suffix, subtype: as for `write_audio`.
 
     Afterwards `written` is what the document says of them: the names `mixture` and `stems`, and the `gain` in
     dB.
     """
 
-    def __init__(self, folder: Path, num_instruments: int, sample_rate: int, suffix: str, subtype: str):
-        names = ["mixture", *(f"stem-{number}" for number in range(1, num_instruments + 1))]
-        self._paths = [folder / f"{name}{suffix}" for name in names]
-        self._rate, self._subtype = sample_rate, subtype
-        self._drafts: list[soundfile.SoundFile] = []
+    def __init__(self, folder: Path, suffix: str, subtype: str):
+        self._folder, self._suffix, self._subtype = folder, suffix, subtype
+        self._drafts: dict[Path, soundfile.SoundFile] = {}
         self._peak = 0.0
         self.written: dict[str, Any] = {}
 
     def __enter__(self) -> "Tracks":
         return self
 
-    def append(self, mixture: np.ndarray, stems: np.ndarray) -> None:
+    def append(self, mixture: np.ndarray, stems: np.ndarray, sample_rate: int) -> None:
         """A piece of the mixture, `[samples]` or `[channels, samples]`, and of the stems."""
         tracks = [np.atleast_2d(track) for track in (mixture, *stems)]
         if not self._drafts:
-            options = {"samplerate": self._rate, "channels": len(tracks[0]), "subtype": "FLOAT"}
-            self._drafts = [
-                soundfile.SoundFile(_draft(path), "w", format="RF64", **options) for path in self._paths
-            ]
-        for draft, track in zip(self._drafts, tracks, strict=True):
+            names = ["mixture", *(f"stem-{number}" for number in range(1, len(tracks)))]
+            options = {"samplerate": sample_rate, "channels": len(tracks[0])}
+            for path in (self._folder / f"{name}{self._suffix}" for name in names):
+                self._drafts[path] = soundfile.SoundFile(
+                    _draft(path), "w", format="RF64", subtype="FLOAT", **options
+                )
+        for draft, track in zip(self._drafts.values(), tracks, strict=True):
             self._peak = max(self._peak, float(np.abs(track).max()))
             draft.write(track.T)
 
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
-        for draft in self._drafts:
+        for draft in self._drafts.values():
             draft.close()
+        if kind is not None:
+            return
         gain = 1.0 if self._subtype == "FLOAT" or self._peak <= 1 else 1 / self._peak
-        if kind is None:
-            for path in self._paths:
-                self._convert(path, gain)
-        for path in self._paths:
-            _draft(path).unlink(missing_ok=True)
-        mixture, *stems = (path.name for path in self._paths)
+        for path in self._drafts:
+            self._convert(path, gain)
+            _draft(path).unlink()
+        mixture, *stems = (path.name for path in self._drafts)
         decibels = round(20 * float(np.log10(gain)), 3)
         self.written = {"mixture": mixture, "stems": stems, "gain_db": decibels}
 
@@ -187,8 +129,8 @@ class Tracks:
         with soundfile.SoundFile(_draft(path)) as draft:
             # What is longer than WAV can say is RF64, which most programs read as well.
             large = path.suffix == ".wav" and draft.frames * draft.channels * 4 > _LARGEST_WAV
-            kind = "RF64" if large else path.suffix[1:].upper()
-            options = {"samplerate": self._rate, "channels": draft.channels, "subtype": self._subtype}
+            kind = "RF64" if large else FORMATS[path.suffix].kind
+            options = {"samplerate": draft.samplerate, "channels": draft.channels, "subtype": self._subtype}
             with soundfile.SoundFile(path, "w", format=kind, **options) as target:
                 for block in draft.blocks(2**18, dtype="float32"):
                     # Rounding may pass full scale.

@@ -71,6 +71,7 @@ class SeparationSettings:
         "whether, at the end of the full search, the harmonics of a learned dictionary may change with the "
         "pitch; in P1 they do not.",
         option="--no-timbre",
+        help="the same harmonics at every pitch, as in P1.",
     )
     batch: int = setting(64, "frames per minibatch.", least=1)
     full_peaks: bool = setting(
@@ -78,12 +79,14 @@ class SeparationSettings:
         "whether the log-frequency spectrogram refines every peak, as P1 does: nearer to the spectrum, "
         "60 times as slow, and no better for the stems.",
         option="--full-peaks",
+        help="refine every spectral peak, as P1 does: 60 times as slow.",
     )
     masking: bool = setting(
         True,
         "whether stems are the mixture times a mask, and sum to it; otherwise the tones alone are played "
         "with the mixture's phase.",
         option="--no-masking",
+        help="play the tones alone, instead of masking the mixture.",
     )
     share: float = setting(
         1e-4,

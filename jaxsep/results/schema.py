@@ -1,0 +1,38 @@
+"""The documents of results as text: JSON, written, read and checked; needs no JAX."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+__all__ = ["read_document", "to_json"]
+
+
+def to_json(document: dict[str, Any] | list[dict[str, Any]]) -> str:
+    """Text of a document; a number that is not finite raises `ValueError`, as JSON has none."""
+    return json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def read_document(folder: Path) -> dict[str, Any]:
+    """Reads `separation.json`, and checks what the other files are read by.
+
+    Raises: `ValueError`, one sentence, if it is missing or something else.
+    """
+    path = folder / "separation.json"
+    if not folder.is_dir():
+        raise ValueError(f"{folder} is not a folder; name one that jaxsep separate wrote.")
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+        names = [document["mixture"], *document["stems"]]
+        known = document["format"] == "jaxsep separation" and document["version"] == 1
+        # A name with a folder in it would lead elsewhere.
+        plain = len(names) > 1 and all(name and Path(name).name == name for name in names)
+        spacing = document["frame_spacing_s"]
+        sensible = isinstance(spacing, float) and spacing > 0 and isinstance(document["input"]["file"], str)
+    except FileNotFoundError:
+        raise ValueError(f"{path} does not exist; name a folder that jaxsep separate wrote.") from None
+    except (KeyError, TypeError, ValueError) as error:
+        what = f": {error} is missing" if isinstance(error, KeyError) else ""
+        raise ValueError(f"{path} is not the document of a separation of this version{what}.") from None
+    if not (known and plain and sensible):
+        raise ValueError(f"{path} is not the document of a separation of this version.")
+    return document
