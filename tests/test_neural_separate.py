@@ -13,6 +13,7 @@ from test_report import synthetic_separation
 from test_separate import RATE, Listener, duet
 
 from jaxsep.audio import resample
+from jaxsep.files import AudioError
 from jaxsep.neural import loop
 from jaxsep.neural.prediction import predict
 from jaxsep.neural.settings import NeuralSettings
@@ -174,7 +175,7 @@ def test_options_of_another_method_are_refused(workplace, made_up, arguments, me
 
 
 def test_a_checkpoint_that_cannot_be_written_is_known_before_the_training(tmp_path):
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(AudioError, match="kept.npz cannot be written: No such file"):
         separated(checkpoint=tmp_path / "none" / "kept.npz", settings=dataclasses.replace(TINY, steps=10**9))
 
 
