@@ -15,6 +15,18 @@ from numpy.typing import ArrayLike
 
 from jaxsep.files import AudioError, reason, replacing
 
+__all__ = [
+    "FORMATS",
+    "AudioFormat",
+    "Recording",
+    "check_samples",
+    "demo_files",
+    "demo_recording",
+    "read_audio",
+    "resample",
+    "write_audio",
+]
+
 _Mono = Float32[np.ndarray, " samples"]
 
 # Containers whose chunks state their length: byte order of the length, and name of the chunk of samples.
@@ -66,7 +78,7 @@ def read_audio(
     ((1, 480), 'float32', 48000)
     """
     path = Path(path)
-    with open_audio(path) as file:
+    with _open(path) as file:
         promised, sample_rate = file.frames, file.samplerate
         samples = _read_all(path, file)
     if samples.shape[1] < promised:
@@ -186,7 +198,7 @@ class Recording:
 
     def __init__(self, path: str | os.PathLike):
         self.path = Path(path)
-        self._file = open_audio(self.path)
+        self._file = _open(self.path)
         self.sample_rate: int = self._file.samplerate
         self.num_samples: int = self._file.frames
         self.num_channels: int = self._file.channels
@@ -309,7 +321,7 @@ def _missing_bytes(file: BinaryIO, size: int) -> int:
     return 0
 
 
-def open_audio(path: Path) -> soundfile.SoundFile:
+def _open(path: Path) -> soundfile.SoundFile:
     """An open file of sound; raises `AudioError`, one sentence, if it is none or its header promises more."""
     _check_file(path)
     try:

@@ -18,9 +18,8 @@ ROOMS = """
 """.split()  # noqa: SIM905
 
 #: What is not so yet.
-UPHILL = {"jaxsep.results.write": "report", "jaxsep.signal.peaks": "tones"}
+UPHILL = {"jaxsep.signal.peaks": "tones"}
 UNTRUE = {
-    "jaxsep.audio",
     "jaxsep.pursuit.recording",
     "jaxsep.pursuit.refinement",
     "jaxsep.search.hypotheses",

@@ -175,7 +175,7 @@ def test_options_of_another_method_are_refused(workplace, made_up, arguments, me
 
 
 def test_a_checkpoint_that_cannot_be_written_is_known_before_the_training(tmp_path):
-    with pytest.raises(AudioError, match="kept.npz cannot be written: No such file"):
+    with pytest.raises(AudioError, match=r"kept\.npz cannot be written: No such file"):
         separated(checkpoint=tmp_path / "none" / "kept.npz", settings=dataclasses.replace(TINY, steps=10**9))
 
 

@@ -8,53 +8,70 @@ import jax
 import numpy as np
 
 from jaxsep.audio import Recording
-from jaxsep.cli.work import Work
 from jaxsep.neural.settings import NeuralSettings
 from jaxsep.progress import Progress
-from jaxsep.report.page import write_page
+from jaxsep.report.page import write_page as write_page
 from jaxsep.report.plots import overview
-from jaxsep.report.spectrograms import spectrogram_figure
-from jaxsep.results.document import evaluation_document
-from jaxsep.results.write import write_results
+from jaxsep.report.spectrograms import spectrogram_figure as spectrogram_figure
+from jaxsep.results.document import evaluation_document as evaluation_document
+from jaxsep.results.write import write_results as write_results
 from jaxsep.separation import neural, parts, separate
 from jaxsep.separation.result import Separation
+from jaxsep.separation.settings import SeparationSettings
 from jaxsep.tones.dictionary import Dictionary
 
-__all__ = [
-    "evaluation_document",
-    "separate_at_once",
-    "separate_in_parts",
-    "spectrogram_figure",
-    "write_page",
-    "write_results",
-]
+__all__ = ["separate_at_once", "separate_in_parts"]
 
 _Pieces = Iterator[tuple[np.ndarray, Separation]]
 
 
 def separate_at_once(
-    work: Work, samples: np.ndarray, sample_rate: int, folder: Path, progress: Progress
+    samples: np.ndarray,
+    sample_rate: int,
+    num_instruments: int,
+    folder: Path,
+    training: dict[str, Any],
+    **request: Any,
 ) -> _Pieces:
-    """A recording `[channels, samples]` and its separation; picture, and log of a training, in `folder`."""
-    options = _options(work, progress)
-    if isinstance(work.settings, NeuralSettings):
-        options |= {"log": folder / "training.jsonl", **work.training}
-        separation = neural.separate_neural(samples, sample_rate, work.num_instruments, **options)
+    """A recording in one piece, and its separation.
+
+    Arguments:
+        samples: `[channels, samples]`.
+        sample_rate: in Hz.
+        num_instruments: how many play.
+        folder: receives the picture, and the log of a training.
+        training: arguments of `separate_neural` alone.
+        request: see `_options`.
+    """
+    options = _options(**request)
+    if isinstance(options["settings"], NeuralSettings):
+        options |= {"log": folder / "training.jsonl", **training}
+        separation = neural.separate_neural(samples, sample_rate, num_instruments, **options)
     else:
-        separation = separate.separate(samples, sample_rate, work.num_instruments, **options)
+        separation = separate.separate(samples, sample_rate, num_instruments, **options)
+    progress = options["progress"]
     with progress.stage("overview", 1):
         overview(separation, samples, sample_rate, folder / "overview.png")
         progress.advance("overview")
     yield samples, separation
 
 
-def separate_in_parts(work: Work, recording: Path, folder: Path, progress: Progress) -> _Pieces:
-    """A recording and its separation part by part; the picture in `folder` has the first that sounds."""
-    options = _options(work, progress)
+def separate_in_parts(
+    recording: Path, seconds: float, num_instruments: int, folder: Path, **request: Any
+) -> _Pieces:
+    """A recording and its separation part by part.
+
+    Arguments:
+        recording: the file.
+        seconds: greatest length of a part.
+        num_instruments: how many play.
+        folder: receives the picture, of the first part that sounds.
+        request: see `_options`.
+    """
     begin, drawn = 0, False
     with Recording(recording) as source:
         rate = source.sample_rate
-        for part in parts.separate_parts(recording, work.num_instruments, seconds=work.part, **options):
+        for part in parts.separate_parts(recording, num_instruments, seconds=seconds, **_options(**request)):
             length = part.stems.shape[-1]
             samples = source.read(begin, begin + -(-length // rate))[:, :length]
             if not drawn and samples.any():
@@ -64,8 +81,9 @@ def separate_in_parts(work: Work, recording: Path, folder: Path, progress: Progr
             yield samples, part
 
 
-def _options(work: Work, progress: Progress) -> dict[str, Any]:
-    """Arguments that all methods have."""
-    known = None if work.dictionary is None else Dictionary.load(work.dictionary)
-    key = jax.random.key(work.seed)
-    return {"settings": work.settings, "dictionary": known, "progress": progress, "key": key}
+def _options(
+    settings: SeparationSettings | NeuralSettings, dictionary: Path | None, seed: int, progress: Progress
+) -> dict[str, Any]:
+    """Arguments that all methods have; the dictionary is a file."""
+    known = None if dictionary is None else Dictionary.load(dictionary)
+    return {"settings": settings, "dictionary": known, "progress": progress, "key": jax.random.key(seed)}

@@ -90,16 +90,22 @@ class Work:
 
     def _in_parts(self, folder, recording, about, progress):
         compute = start_jax(self.backend)
-        pieces = compute.separate_in_parts(self, recording, folder, progress)
+        request = self._request(progress)
+        pieces = compute.separate_in_parts(recording, self.part, self.num_instruments, folder, **request)
         return Done(compute.write_results(folder, pieces, self.audio, **about), new=True)
 
     def _at_once(self, folder, recording, about, progress):
         samples, rate = read_audio(recording)
         truth = read_references(self.references, self.num_instruments, samples.shape[1], rate)
         compute = start_jax(self.backend)
-        pieces = compute.separate_at_once(self, samples, rate, folder, progress)
+        request = self._request(progress) | {"training": self.training}
+        pieces = compute.separate_at_once(samples, rate, self.num_instruments, folder, **request)
         document, scores = compute.write_results(folder, pieces, self.audio, **about), None
         if self.report:
             names = [path.stem for path in self.references]
             scores = compute.write_page(folder, folder / "report.html", truth, names, progress)
         return Done(document, new=True, scores=scores)
+
+    def _request(self, progress):
+        fields = ("settings", "dictionary", "seed")
+        return {name: getattr(self, name) for name in fields} | {"progress": progress}
