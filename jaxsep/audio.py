@@ -60,22 +60,22 @@ def read_audio(
 ) -> tuple[Float32[np.ndarray, "channels samples"], int]:
     """Read a whole recording (WAV, FLAC, AIFF, Ogg Vorbis, MP3 and whatever else libsndfile knows).
 
-    **Arguments**
+    Arguments:
+        path: the file.
+        allow_silence: whether exact zeros throughout are a recording too, as in a stem without tones.
 
-    - `path`: the file.
-    - `allow_silence`: whether exact zeros throughout are a recording too, as in a stem without tones.
+    Returns:
+        The samples, float32 with full scale 1, and the sample rate in Hz.
 
-    **Returns** the samples, float32 with full scale 1, and the sample rate in Hz.
+    Raises:
+        AudioError: one sentence naming the file, if it is missing, a folder, empty, not audio, truncated,
+            shorter than 2 samples, silent (exact zeros throughout), or contains NaN or infinite samples.
 
-    **Raises** `AudioError`, one sentence naming the file, if it is missing, a folder, empty, not audio,
-    truncated, shorter than 2 samples, silent (exact zeros throughout), or contains NaN or infinite samples.
-
-    **Example**
-
-    >>> jaxsep.write_audio("tone.wav", np.sin(0.1 * np.arange(480.0)), 48_000)
-    >>> samples, rate = jaxsep.read_audio("tone.wav")
-    >>> samples.shape, samples.dtype.name, rate
-    ((1, 480), 'float32', 48000)
+    Example:
+        >>> jaxsep.write_audio("tone.wav", np.sin(0.1 * np.arange(480.0)), 48_000)
+        >>> samples, rate = jaxsep.read_audio("tone.wav")
+        >>> samples.shape, samples.dtype.name, rate
+        ((1, 480), 'float32', 48000)
     """
     path = Path(path)
     with _open(path) as file:
@@ -95,21 +95,21 @@ def read_audio(
 def check_samples(samples: ArrayLike, sample_rate: int | float, name: str = "samples") -> None:
     """Check that an array can be processed as a recording.
 
-    **Arguments**
+    Arguments:
+        samples: float32 or float64, shape [samples] or [channels, samples].
+        sample_rate: whole number of Hz, above 0.
+        name: the name of the argument in messages.
 
-    - `samples`: float32 or float64, shape [samples] or [channels, samples].
-    - `sample_rate`: whole number of Hz, above 0.
-    - `name`: the name of the argument in messages.
-
-    **Raises** `ValueError` (argument, got, expected) for another shape or dtype, fewer than 2 samples, NaN or
-    infinite samples, silence (exact zeros throughout), and an impossible rate.
+    Raises:
+        ValueError: for another shape or dtype, fewer than 2 samples, NaN or
+            infinite samples, silence (exact zeros throughout), and an impossible rate.
     """
     samples = np.asarray(samples)
     _check_array(samples, name)
     _check_rate(sample_rate, "sample_rate")
     if defect := _defect(samples):
         got, expected = defect
-        raise ValueError(f"{name}: got {got}, expected {expected}.")
+        raise ValueError(f"{name}: expected {expected}, got {got}")
 
 
 def resample(
@@ -117,20 +117,20 @@ def resample(
 ) -> Float[np.ndarray, "*channels resampled"]:
     """Resample every channel by band-limited interpolation (SoX resampler, quality VHQ).
 
-    **Arguments**
+    Arguments:
+        samples: float32 or float64, shape [samples] or [channels, samples].
+        rate_in, rate_out: sample rates in Hz, whole numbers above 0.
 
-    - `samples`: float32 or float64, shape [samples] or [channels, samples].
-    - `rate_in`, `rate_out`: sample rates in Hz, whole numbers above 0.
+    Returns:
+        `round(samples · rate_out / rate_in)` samples per channel, dtype kept; the input itself if the rates
+        are equal.
 
-    **Returns** `round(samples · rate_out / rate_in)` samples per channel, dtype kept; the input itself if the
-    rates are equal.
+    Raises:
+        ValueError: for another shape or dtype, or an impossible rate.
 
-    **Raises** `ValueError` (argument, got, expected) for another shape or dtype, or an impossible rate.
-
-    **Example**
-
-    >>> jaxsep.resample(np.ones((2, 480)), 48_000, 44_100).shape
-    (2, 441)
+    Example:
+        >>> jaxsep.resample(np.ones((2, 480)), 48_000, 44_100).shape
+        (2, 441)
     """
     _check_array(samples, "samples")
     _check_rate(rate_in, "rate_in")
@@ -148,30 +148,29 @@ def write_audio(
 ) -> None:
     """Write a WAV or FLAC file, which appears under its name only when it is complete.
 
-    **Arguments**
+    Arguments:
+        path: the file; its suffix, `.wav` or `.flac`, decides the format. An existing file is replaced.
+        samples: float32 or float64, shape [samples] or [channels, samples], full scale 1, finite.
+        sample_rate: whole number of Hz, above 0.
+        subtype: libsndfile's name of the sample format; by default `FLOAT` for WAV, which cannot clip, and
+            `PCM_24` for FLAC.
 
-    - `path`: the file; its suffix, `.wav` or `.flac`, decides the format. An existing file is replaced.
-    - `samples`: float32 or float64, shape [samples] or [channels, samples], full scale 1, finite.
-    - `sample_rate`: whole number of Hz, above 0.
-    - `subtype`: libsndfile's name of the sample format; by default `FLOAT` for WAV, which cannot clip, and
-      `PCM_24` for FLAC.
+    Raises:
+        AudioError: one sentence naming the file, for an unknown format, samples that an integer format would
+            clip, and a file that cannot be written; an existing file then stays.
+        ValueError: for samples of another shape or dtype, NaN or infinite samples, and an impossible rate.
 
-    **Raises** `AudioError`, one sentence naming the file, for an unknown format, samples that an integer
-    format would clip, and a file that cannot be written; `ValueError` (argument, got, expected) for samples
-    of another shape or dtype, NaN or infinite samples, and an impossible rate. An existing file then stays.
-
-    **Example**
-
-    >>> stereo = np.stack([np.zeros(480), 0.5 * np.sin(0.1 * np.arange(480.0))])
-    >>> jaxsep.write_audio("stereo.flac", stereo, 48_000, subtype="PCM_16")
-    >>> jaxsep.read_audio("stereo.flac")[0].shape
-    (2, 480)
+    Example:
+        >>> stereo = np.stack([np.zeros(480), 0.5 * np.sin(0.1 * np.arange(480.0))])
+        >>> jaxsep.write_audio("stereo.flac", stereo, 48_000, subtype="PCM_16")
+        >>> jaxsep.read_audio("stereo.flac")[0].shape
+        (2, 480)
     """
     path, samples = Path(path), np.asarray(samples)
     _check_array(samples, "samples")
     _check_rate(sample_rate, "sample_rate")
     if defect := _non_finite(samples):
-        raise ValueError(f"samples: got {defect}, expected finite numbers.")
+        raise ValueError(f"samples: expected finite numbers, got {defect}")
     kind, subtype = _file_format(path, subtype)
     peak = np.max(np.abs(samples), initial=0.0)
     if subtype not in _FLOATING_SUBTYPES and peak > 1:
@@ -189,11 +188,11 @@ def write_audio(
 class Recording:
     """Context manager for an open recording, of which pieces can be read in any order.
 
-    **Arguments**
+    Arguments:
+        path: the file, of a kind that `read_audio` reads.
 
-    - `path`: the file, of a kind that `read_audio` reads.
-
-    **Raises** `AudioError`, one sentence naming the file, if it is missing, empty, truncated or not audio.
+    Raises:
+        AudioError: one sentence naming the file, if it is missing, empty, truncated or not audio.
     """
 
     def __init__(self, path: str | os.PathLike):
@@ -240,8 +239,9 @@ class Recording:
     def energies(self) -> Float[np.ndarray, " seconds"]:
         """Energy of every second, the last one perhaps shorter; reads the whole file.
 
-        Raises: `AudioError`, one sentence, for less than 2 samples, NaN or infinite samples, exact silence,
-        and a file that ends before it should.
+        Raises:
+            AudioError: one sentence, for less than 2 samples, NaN or infinite samples, exact silence, and a
+                file that ends before it should.
         """
         if self.num_samples < 2:
             raise AudioError(
@@ -265,14 +265,14 @@ class Recording:
 def demo_recording() -> tuple[_Mono, dict[str, _Mono], int]:
     """The duet that ships with the package: ten seconds of a minuet for recorder and clarinet.
 
-    **Returns** the mixture, its true stems by instrument (they sum to the mixture exactly), and the sample
-    rate in Hz. Origin and licence are in `jaxsep/data/demo/README.md`.
+    Returns:
+        The mixture, its true stems by instrument (they sum to the mixture exactly), and the sample rate in
+        Hz. Origin and licence are in `jaxsep/data/demo/README.md`.
 
-    **Example**
-
-    >>> mixture, stems, rate = jaxsep.demo_recording()
-    >>> f"{mixture.size / rate:.1f} s at {rate} Hz of {' and '.join(stems)}"
-    '9.6 s at 44100 Hz of recorder and clarinet'
+    Example:
+        >>> mixture, stems, rate = jaxsep.demo_recording()
+        >>> f"{mixture.size / rate:.1f} s at {rate} Hz of {' and '.join(stems)}"
+        '9.6 s at 44100 Hz of recorder and clarinet'
     """
     mixture, stems = demo_files()
     samples, sample_rate = read_audio(mixture)
@@ -364,14 +364,14 @@ def _non_finite(samples: np.ndarray) -> str | None:
 
 def _check_array(samples: np.ndarray, name: str) -> None:
     if samples.ndim not in (1, 2):
-        raise ValueError(f"{name}: got shape {samples.shape}, expected [samples] or [channels, samples].")
+        raise ValueError(f"{name}: expected shape [samples] or [channels, samples], got {samples.shape}")
     if samples.dtype not in (np.float32, np.float64):
-        raise ValueError(f"{name}: got dtype {samples.dtype}, expected float32 or float64 with full scale 1.")
+        raise ValueError(f"{name}: expected float32 or float64 with full scale 1, got {samples.dtype}")
 
 
 def _check_rate(rate: int | float, name: str) -> None:
     if not (rate > 0 and rate % 1 == 0):
-        raise ValueError(f"{name}: got {rate}, expected a whole number of Hz above 0.")
+        raise ValueError(f"{name}: expected a whole number of Hz above 0, got {rate}")
 
 
 def _file_format(path: Path, subtype: str | None) -> tuple[str, str]:

@@ -112,7 +112,7 @@ def test_a_dictionary_to_begin_with():
     [
         ({"minutes": 0.0}, "minutes: expected a number above 0, got 0.0"),
         ({"resume": True}, "resume: expected a checkpoint to resume from, got none"),
-        ({"samples": np.zeros(RATE, np.float32)}, "samples: got silence"),
+        ({"samples": np.zeros(RATE, np.float32)}, "samples: expected a recording with sound, got silence"),
         ({"samples": MIXTURE[:1000]}, "samples: expected at least one window"),
         ({"dictionary": Dictionary(jnp.ones((3, 4)))}, "dictionary: expected 2 instruments, got 3"),
     ],

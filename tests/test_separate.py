@@ -317,15 +317,18 @@ def test_another_recording_needs_no_other_program(monkeypatch):
     [
         ((mixture(), RATE, 0), "num_instruments: expected at least 1, got 0"),
         ((mixture(), RATE, 17), "num_instruments: expected at most 16, got 17"),
-        ((np.zeros(RATE, np.float32), RATE, 2), r"samples: got silence .*, expected a recording with sound"),
-        ((np.full(RATE, np.nan, np.float32), RATE, 2), "samples: got 44100 NaN or infinite values"),
+        ((np.zeros(RATE, np.float32), RATE, 2), "samples: expected a recording with sound, got silence"),
+        (
+            (np.full(RATE, np.nan, np.float32), RATE, 2),
+            "samples: expected finite .*, got 44100 NaN or",
+        ),
         (
             (mixture()[:11000], RATE, 2),
             r"samples: expected at least one window of 0\.256 s, got 0\.249 s",
         ),
-        ((mixture(), 0, 2), "sample_rate: got 0, expected a whole number of Hz"),
-        ((mixture()[None, None], RATE, 2), r"samples: got shape \(1, 1, 88200\)"),
-        ((np.ones(RATE, np.int16), RATE, 2), "samples: got dtype int16, expected float32 or float64"),
+        ((mixture(), 0, 2), "sample_rate: expected a whole number of Hz above 0, got 0"),
+        ((mixture()[None, None], RATE, 2), r"samples: expected shape .*, got \(1, 1, 88200\)"),
+        ((np.ones(RATE, np.int16), RATE, 2), "samples: expected float32 or float64 .*, got int16"),
     ],
 )
 def test_impossible_recordings(arguments, message):
