@@ -101,8 +101,8 @@ def check_samples(samples: ArrayLike, sample_rate: int | float, name: str = "sam
         name: the name of the argument in messages.
 
     Raises:
-        ValueError: for another shape or dtype, fewer than 2 samples, NaN or
-            infinite samples, silence (exact zeros throughout), and an impossible rate.
+        ValueError: for another shape or dtype, fewer than 2 samples, NaN or infinite samples, silence (exact
+            zeros throughout), and an impossible rate.
     """
     samples = np.asarray(samples)
     _check_array(samples, name)

@@ -50,7 +50,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["--help", "-h"]},
 )
 
-#: An option or argument that typer refuses.
+#: An option or argument that typer refuses; only its subclasses have names there.
 _UsageError = typer.BadParameter.__base__
 
 
