@@ -33,15 +33,9 @@ def separate_at_once(
     training: dict[str, Any],
     **request: Any,
 ) -> _Pieces:
-    """A recording in one piece, and its separation.
+    """A recording in one piece, `[channels, samples]`, and its separation.
 
-    Arguments:
-        samples: `[channels, samples]`.
-        sample_rate: in Hz.
-        num_instruments: how many play.
-        folder: receives the picture, and the log of a training.
-        training: arguments of `separate_neural` alone.
-        request: see `_options`.
+    The folder receives the picture, and the log of a training, of which `training` are the arguments.
     """
     options = _options(**request)
     if isinstance(options["settings"], NeuralSettings):
@@ -59,15 +53,7 @@ def separate_at_once(
 def separate_in_parts(
     recording: Path, seconds: float, num_instruments: int, folder: Path, **request: Any
 ) -> _Pieces:
-    """A recording and its separation part by part.
-
-    Arguments:
-        recording: the file.
-        seconds: greatest length of a part.
-        num_instruments: how many play.
-        folder: receives the picture, of the first part that sounds.
-        request: see `_options`.
-    """
+    """A recording and its separation part by part; the folder receives a picture of the first that sounds."""
     begin, drawn = 0, False
     with Recording(recording) as source:
         rate = source.sample_rate

@@ -1,7 +1,6 @@
 """Notes formed from the tones of neighbouring frames."""
 
 import dataclasses
-import math
 from itertools import pairwise
 
 import numpy as np
@@ -9,6 +8,7 @@ from jaxtyping import Float
 from numpy.typing import ArrayLike
 from scipy.signal import find_peaks
 
+from jaxsep.checks import check_settings, described, setting
 from jaxsep.tones.dictionary import Dictionary
 from jaxsep.tones.tones import Tones
 
@@ -20,21 +20,12 @@ _NAMES = ("C", "C♯", "D", "D♯", "E", "F", "F♯", "G", "G♯", "A", "A♯", 
 _ATTACK = 0.1
 
 
+@described
 @dataclasses.dataclass(frozen=True)
 class NoteRule:
     """What makes a note; `find_notes` says how the figures are used.
 
-    Arguments:
-        quietest: how far below the usual level of its instrument a tone is still heard, in dB.
-        max_step: largest distance between a note's pitch and its next tone, in semitones.
-        memory: time in which the pitch of a note follows its tones, in seconds.
-        max_gap: longest pause within a note, in seconds.
-        dip: fall and rise of the level that begin another note at the same pitch, in dB.
-        dip_time: how long the fall and the rise may take together, in seconds.
-        rise: how far below the level that a note soon reaches it begins, in dB.
-        lead: how long before the end of a dip the next note begins, in seconds.
-        false_start: longest beginning of a note that may be found an octave off, in seconds.
-        min_length: shorter notes are left out, in seconds.
+    {fields}
 
     Example:
         >>> shape, times = (50, 1), 0.01 * np.arange(50)  # half a second of 440 Hz
@@ -45,22 +36,27 @@ class NoteRule:
         []
     """
 
-    quietest: float = 20.0
-    max_step: float = 0.4
-    memory: float = 0.06
-    max_gap: float = 0.08
-    dip: float = 4.0
-    dip_time: float = 0.4
-    rise: float = 12.0
-    lead: float = 0.02
-    false_start: float = 0.15
-    min_length: float = 0.06
+    quietest: float = setting(
+        20.0, "how far below the usual level of its instrument a tone is still heard, in dB.", least=0
+    )
+    max_step: float = setting(
+        0.4, "largest distance between a note's pitch and its next tone, in semitones.", least=0
+    )
+    memory: float = setting(0.06, "time in which the pitch of a note follows its tones, in seconds.", least=0)
+    max_gap: float = setting(0.08, "longest pause within a note, in seconds.", least=0)
+    dip: float = setting(
+        4.0, "fall and rise of the level that begin another note at the same pitch, in dB.", least=0
+    )
+    dip_time: float = setting(0.4, "how long the fall and the rise may take together, in seconds.", least=0)
+    rise: float = setting(12.0, "how far below the level that a note soon reaches it begins, in dB.", least=0)
+    lead: float = setting(0.02, "how long before the end of a dip the next note begins, in seconds.", least=0)
+    false_start: float = setting(
+        0.15, "longest beginning of a note that may be found an octave off, in seconds.", least=0
+    )
+    min_length: float = setting(0.06, "shorter notes are left out, in seconds.", least=0)
 
     def __post_init__(self):
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            if not 0 <= value < math.inf:
-                raise ValueError(f"{field.name}: expected a number of at least 0, got {value!r}")
+        check_settings(self)
 
 
 @dataclasses.dataclass(frozen=True)
