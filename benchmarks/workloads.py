@@ -95,14 +95,10 @@ def random_tones(num_frames: int, num_instruments: int, *, key: PRNGKeyArray) ->
     """One tone of each instrument in every frame."""
     amplitude_key, pitch_key = jax.random.split(key)
     shape = num_frames, num_instruments
-    blank = Tones.empty(shape)
-    return Tones(
+    return Tones.plain(
         amplitude=jax.random.uniform(amplitude_key, shape),
         fundamental=_PITCH_RANGE * jax.random.uniform(pitch_key, shape),
-        width=blank.width,
-        inharmonicity=blank.inharmonicity,
         instrument=jnp.broadcast_to(jnp.arange(num_instruments), shape),
-        active=jnp.ones(shape, bool),
     )
 
 
@@ -111,7 +107,8 @@ def parts(
     tones: Tones, dictionary: Float[Array, "instruments harmonics"]
 ) -> Float[Array, "frames instruments bins"]:
     """Spectra of each instrument."""
-    return jax.vmap(lambda frame: render_instruments(frame, dictionary, AXIS))(tones)
+    render = lambda frame: render_instruments(frame, dictionary[frame.instrument], AXIS, len(dictionary))
+    return jax.vmap(render)(tones)
 
 
 def learned_like(count: int = 2) -> Float[Array, "instruments harmonics"]:
@@ -126,7 +123,7 @@ def duets(frames: int, axis: LinearAxis | LogAxis) -> Float[Array, "frames bins"
     tones = random_tones(frames, 2, key=jax.random.key(6))
     hertz = AXIS.to_hz(tones.fundamental)
     tones = eqx.tree_at(lambda t: t.fundamental, tones, axis.to_bin(hertz))
-    return jax.vmap(lambda t: render(t, learned_like(), axis))(tones)
+    return jax.vmap(lambda t: render(t, learned_like()[t.instrument], axis))(tones)
 
 
 def music(frames: int, axis: LogAxis = AXIS) -> Float[Array, "frames bins"]:
@@ -155,14 +152,15 @@ def inverse_stft(frames: int) -> Stage:
 def rendering(frames: int, method: str = "windowed") -> Stage:
     """Spectra of two tones each."""
     tones = random_tones(frames, 2, key=jax.random.key(6))
-    spectra = lambda tones, rows: jax.vmap(lambda t: render(t, rows, AXIS, method=method))(tones)
+    one = lambda rows: lambda tones: render(tones, rows[tones.instrument], AXIS, method=method)
+    spectra = lambda tones, rows: jax.vmap(one(rows))(tones)
     return Stage.of(f"rendering, {method}", frames, spectra, tones, learned_like())
 
 
 def peaks(name: str, pursuit: PeakPursuit, frames: int) -> Stage:
     """Log-frequency spectra of tones and noise."""
     transform = GaussianSTFT(hop=512)
-    axis = LinearAxis(transform.n_fft // 2, RATE / transform.n_fft)
+    axis = transform.axis(RATE)
     linear = duets(frames, axis)
     linear = linear + 1e-3 * jax.random.uniform(jax.random.key(8), linear.shape)
     spectrogram = lambda x: log_frequency_spectrogram(x, axis, AXIS, pursuit)
@@ -192,7 +190,8 @@ def refinement(frames: int) -> Stage:
     tones = random_tones(frames, 2, key=jax.random.key(6))
     tones = eqx.tree_at(lambda t: t.fundamental, tones, tones.fundamental + 1)
     pursuit = TonePursuit()
-    refined = lambda x, t, rows: refine(x, t, rows, pursuit.objective, solver=pursuit.solver)
+    solver = pursuit.solver
+    refined = lambda x, t, rows: refine(x, t, rows[t.instrument], pursuit.objective, solver=solver)
     return Stage.of("refinement", frames, refined, music(frames), tones, learned_like())
 
 

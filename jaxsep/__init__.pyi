@@ -31,12 +31,15 @@ from jaxsep.signal.masks import griffin_lim as griffin_lim, ratio_masks as ratio
 from jaxsep.tones.tones import Tones as Tones
 from jaxsep.tones.dictionary import (
     Dictionary as Dictionary,
-    Timbre as Timbre,
     random_instruments as random_instruments,
 )
 from jaxsep.tones.rendering import render as render, render_instruments as render_instruments
 from jaxsep.pursuit.loss import LiftedLoss as LiftedLoss
-from jaxsep.pursuit.refinement import LevenbergMarquardt as LevenbergMarquardt, refine as refine
+from jaxsep.pursuit.refinement import (
+    LevenbergMarquardt as LevenbergMarquardt,
+    ToneFit as ToneFit,
+    refine as refine,
+)
 from jaxsep.pursuit.tone_pursuit import TonePursuit as TonePursuit
 from jaxsep.blasso.patterns import Patterns as Patterns
 from jaxsep.blasso.projection import Projection as Projection
@@ -65,8 +68,7 @@ from jaxsep.separation.settings import (
 )
 from jaxsep.separation.result import Separation as Separation
 from jaxsep.separation.chain import PursuitSeparator as PursuitSeparator
-from jaxsep.separation.separate import separate as separate
-from jaxsep.separation.parts import separate_parts as separate_parts
+from jaxsep.separation.separate import separate as separate, separate_parts as separate_parts
 from jaxsep.separation.neural import separate_neural as separate_neural
 from jaxsep.report.spectrograms import spectrogram_figure as spectrogram_figure
 from jaxsep.report.plots import overview as overview

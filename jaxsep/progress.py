@@ -1,7 +1,8 @@
 """Progress of long work: what the library reports, and who listens."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 
 __all__ = ["Progress"]
 
@@ -16,17 +17,20 @@ class Progress:
         >>> class Printed(jaxsep.Progress):
         ...     def begin(self, name, total):
         ...         print(f"{name}: {total} steps")
-        >>> with Printed().stage("tuning", 3):
-        ...     pass
+        >>> with Printed().stage("tuning", 3) as advance:
+        ...     advance()
         tuning: 3 steps
     """
 
     @contextmanager
-    def stage(self, name: str, total: int) -> Iterator[None]:
-        """Marks a stage of the work that consists of `total` steps."""
+    def stage(self, name: str, total: int) -> Iterator[Callable[..., None]]:
+        """Marks a stage of the work that consists of `total` steps; yields what each of them calls.
+
+        That is `advance` of this stage, with or without a note.
+        """
         self.begin(name, total)
         try:
-            yield
+            yield partial(self.advance, name)
         finally:
             self.end(name)
 

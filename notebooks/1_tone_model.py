@@ -14,6 +14,7 @@
 # A tone is described by four numbers and one row of harmonics. This is all that the package knows of music.
 
 # %%
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
@@ -78,11 +79,9 @@ low, high = 400.0, 460.0  # in bins of the logarithmic axis, 8.5 of which are a 
 
 def tone(position, amplitude=1.0, inharmonicity=0.0):
     """A single tone as a row of slots."""
-    empty = jaxsep.Tones.empty((1,))
-    fields = (jnp.asarray([x], jnp.float32) for x in (amplitude, position))
-    return jaxsep.Tones(
-        *fields, empty.width, jnp.asarray([inharmonicity], jnp.float32), empty.instrument, ~empty.active
-    )
+    amplitude, position, inharmonicity = jnp.asarray([[amplitude], [position], [inharmonicity]], jnp.float32)
+    plain = jaxsep.Tones.plain(amplitude, position, jnp.array([0]))
+    return eqx.tree_at(lambda t: t.inharmonicity, plain, inharmonicity)
 
 
 def on(axis, position, **more):
@@ -144,7 +143,8 @@ spectra = jaxsep.log_frequency_spectrogram(spectrum(string)[None], linear, logar
 spectra = spectra / jnp.max(spectra)
 found = jax.jit(jaxsep.TonePursuit())(spectra, harmonics).tones
 measured = float(found.inharmonicity[0, 0])
-model = jaxsep.render(jax.tree.map(lambda x: x[0], found), harmonics, logarithmic)
+frame = jax.tree.map(lambda x: x[0], found)
+model = jaxsep.render(frame, harmonics[frame.instrument], logarithmic)
 axes[1].plot(spectra[0], color="0.6", linewidth=3, label="the string")
 axes[1].plot(model, color=ORANGE, linewidth=1, label=f"found: b = {measured:.2e}")
 axes[1].plot(
@@ -180,7 +180,7 @@ axes.legend(loc="upper right")
 title(axes, f"two partials {apart} bins apart")
 plt.show()
 pair = jaxsep.Tones(*(jnp.concatenate([x, x]) for x in jax.tree.leaves(tone(300.0))))
-mean_power = lambda tones: jaxsep.render(tones, harmonics, logarithmic, exponent=2.0)
+mean_power = lambda tones: jaxsep.render(tones, harmonics[tones.instrument], logarithmic, exponent=2.0)
 assert np.allclose(mean_power(pair), np.sqrt(2) * mean_power(tone(300.0)), atol=1e-5)
 
 # %% [markdown]

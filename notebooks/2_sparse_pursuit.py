@@ -72,12 +72,8 @@ SLOTS = 4
 
 def pattern(instrument):
     """Lifted spectrum of a unit tone with its fundamental in bin 20, of norm 1, and the norm it had."""
-    empty = jaxsep.Tones.empty((1,))
-    tone = jaxsep.Tones(
-        *(jnp.ones(1), jnp.full(1, 20.0), empty.width, jnp.zeros(1)),
-        *(jnp.full(1, instrument, jnp.int32), ~empty.active),
-    )
-    lifted = jnp.sqrt(jaxsep.render(tone, harmonics, axis))
+    tone = jaxsep.Tones.plain(jnp.ones(1), jnp.full(1, 20.0), jnp.full(1, instrument))
+    lifted = jnp.sqrt(jaxsep.render(tone, harmonics[tone.instrument], axis))
     return lifted / jnp.linalg.norm(lifted), jnp.linalg.norm(lifted)
 
 
@@ -86,7 +82,7 @@ patterns, norms = jax.vmap(pattern)(jnp.arange(2))
 
 @jax.jit
 def model(tones):
-    return jax.vmap(lambda frame: jaxsep.render(frame, harmonics, axis))(tones)[0]
+    return jax.vmap(lambda frame: jaxsep.render(frame, harmonics[frame.instrument], axis))(tones)[0]
 
 
 @jax.jit
@@ -102,14 +98,13 @@ def select(tones):
 
 @eqx.filter_jit
 def descend(tones, solver):
-    refined = jaxsep.refine(spectra, tones, harmonics, objective, solver=solver)
+    refined = jaxsep.refine(spectra, tones, harmonics[tones.instrument], objective, solver=solver)
     return refined.tones, refined.loss[0]
 
 
 def join(tones, slot, instrument, position, amplitude):
     put = lambda x, value: x.at[0, slot].set(value)
-    values = amplitude, position, tones.width[0, slot], 0.0, instrument, True
-    return jax.tree.map(put, tones, jaxsep.Tones(*values))
+    return jax.tree.map(put, tones, jaxsep.Tones.plain(amplitude, position, instrument))
 
 
 # %% [markdown]
@@ -145,7 +140,14 @@ for slot in range(SLOTS):
 # %%
 figure, (above, below) = plt.subplots(2, 1, figsize=(7.5, 4.6), dpi=72, sharex=True, layout="constrained")
 above.fill_between(np.arange(axis.num_bins), np.sqrt(spectra[0]), color="0.8", linewidth=0)
-per_instrument = jax.jit(lambda t: jax.vmap(lambda f: jaxsep.render_instruments(f, harmonics, axis))(t)[0])
+
+
+@jax.jit
+def per_instrument(tones):
+    frame = jax.tree.map(lambda x: x[0], tones)
+    return jaxsep.render_instruments(frame, harmonics[frame.instrument], axis, num_instruments=2)
+
+
 lines = [above.plot([], [], color=c, linewidth=1.2)[0] for c in (BLUE, ORANGE)]
 curves = [below.plot([], [], color=c, linewidth=1)[0] for c in (BLUE, ORANGE)]
 mark = below.plot([], [], "v", markersize=9)[0]

@@ -197,14 +197,8 @@ assert pitch > 0.5
 
 # %%
 ones = np.ones_like(score, np.float32)
-played = jaxsep.Tones(
-    amplitude=jnp.asarray(ones * [1.0, 0.7], jnp.float32),
-    fundamental=jnp.asarray(score, jnp.float32),
-    width=jnp.asarray(ones),
-    inharmonicity=jnp.asarray(0 * ones),
-    instrument=jnp.asarray(ones * [0, 1], jnp.int32),
-    active=jnp.asarray(ones > 0),
-)
+fields = jnp.asarray(ones * [1.0, 0.7], jnp.float32), jnp.asarray(score, jnp.float32)
+played = jaxsep.Tones.plain(*fields, jnp.asarray(ones * [0, 1], jnp.int32))
 guide = jaxsep.Guide.of(played, settings.hop, num_instruments=2, axis=trainer.axis)
 state, imitating = train(begin(), 900, guide)
 state, exploring = train(state, 300)

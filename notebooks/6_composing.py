@@ -34,11 +34,7 @@ random = np.random.default_rng(0)
 
 def note(position):
     """Spectrum of a tone of the instrument."""
-    empty = jaxsep.Tones.empty((1,))
-    tone = eqx.tree_at(
-        lambda t: (t.amplitude, t.fundamental, t.active), empty, (jnp.ones(1), position[None], ~empty.active)
-    )
-    return jaxsep.render(tone, harmonics, axis)
+    return jaxsep.render(jaxsep.Tones.plain(jnp.ones(1), position[None], jnp.array([0])), harmonics, axis)
 
 
 # %% [markdown]
@@ -98,7 +94,8 @@ class Microphone(eqx.Module):
 
     def __call__(self, spectra):
         tones = self.pursuit(spectra / self.response(), harmonics).tones
-        return self.response() * jax.vmap(lambda frame: jaxsep.render(frame, harmonics, axis))(tones)
+        render = lambda frame: jaxsep.render(frame, harmonics[frame.instrument], axis)
+        return self.response() * jax.vmap(render)(tones)
 
 
 def decibels(response):

@@ -104,20 +104,15 @@ report("tone pursuit", *seconds, len(magnitudes))
 # %%
 shape = (256, 4)
 random = np.random.default_rng(0)
-tones = jaxsep.Tones(
-    amplitude=jnp.ones(shape),
-    fundamental=jnp.asarray(random.uniform(300, 700, shape), jnp.float32),
-    width=jaxsep.Tones.empty(shape).width,
-    inharmonicity=jnp.zeros(shape),
-    instrument=jnp.asarray(random.integers(0, 2, shape), jnp.int32),
-    active=jnp.ones(shape, bool),
-)
+pitches = jnp.asarray(random.uniform(300, 700, shape), jnp.float32)
+tones = jaxsep.Tones.plain(jnp.ones(shape), pitches, jnp.asarray(random.integers(0, 2, shape), jnp.int32))
 rendered, milliseconds = {}, {}
 for method in ("windowed", "dense"):
 
     @jax.jit
     def render(tones, method=method):
-        return jax.vmap(lambda frame: jaxsep.render(frame, harmonics, axis, method=method))(tones)
+        one = lambda frame: jaxsep.render(frame, harmonics[frame.instrument], axis, method=method)
+        return jax.vmap(one)(tones)
 
     rendered[method], _, later = timed(render, tones)
     milliseconds[method] = 1e3 * later.min()

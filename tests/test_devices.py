@@ -14,7 +14,8 @@ import pytest
 from problems import AXIS, DICTIONARY, duets, render_notes
 
 from jaxsep.learning.learner import DictionaryLearner
-from jaxsep.numerics.devices import over_frames, parallel_map
+from jaxsep.numerics import devices
+from jaxsep.numerics.devices import map_chunks, num_chunks, over_chunks, over_frames, parallel_map
 from jaxsep.pursuit.loss import LiftedLoss
 from jaxsep.pursuit.tone_pursuit import TonePursuit
 
@@ -147,3 +148,44 @@ def test_accelerators_add_in_a_defined_order(function):
 
     assert additions("cpu") > 0  # where it is the fastest, and in order
     assert additions("cuda") == additions("tpu") == 0
+
+
+# ---- Chunks of frames -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("num_frames", [1, 4, 8, 11])
+def test_chunks_of_one_shape_cover_every_frame_once(num_frames, monkeypatch):
+    monkeypatch.setattr(devices, "chunk_size", lambda: 4)
+    heard, seen = [], []
+
+    def look(frames, exist):
+        assert frames.shape == exist.shape == (4,)
+        assert frames.max() < num_frames
+        return frames, exist
+
+    for frames, exist in over_chunks(look, num_frames, lambda: heard.append(1)):
+        seen += frames[exist].tolist()
+    assert seen == list(range(num_frames))
+    assert len(heard) == num_chunks(num_frames)
+
+
+@pytest.mark.parametrize("num_frames", [3, 4, 11])
+def test_a_function_mapped_over_chunks_is_the_function(num_frames, monkeypatch):
+    monkeypatch.setattr(devices, "chunk_size", lambda: 4)
+    first, second = np.arange(num_frames, dtype=np.float32), np.ones((num_frames, 2), np.float32)
+    found = map_chunks(lambda a, b: {"sum": a[:, None] + b, "square": a**2}, first, second)
+    np.testing.assert_array_equal(found["sum"], first[:, None] + second)
+    np.testing.assert_array_equal(found["square"], first**2)
+
+
+def test_an_error_in_a_chunk_ends_the_map(monkeypatch):
+    monkeypatch.setattr(devices, "chunk_size", lambda: 1)
+    calls = []
+
+    def fail(chunk):
+        calls.append(1)
+        raise ArithmeticError
+
+    with pytest.raises(ArithmeticError):
+        map_chunks(fail, np.zeros(1000))
+    assert len(calls) < 1000

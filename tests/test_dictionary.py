@@ -10,9 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxsep.signal.axes import LinearAxis, LogAxis
 from jaxsep.tones.dictionary import NUM_HARMONICS, Dictionary, random_instruments
+from jaxsep.tones.tones import Tones
 
-HEADER = {"format": "jaxsep dictionary", "version": 1, "arrays": ["harmonics"]}
+HEADER = {"format": "jaxsep dictionary", "version": 2, "arrays": ["harmonics"]}
 
 
 def some_dictionary(dtype=jnp.float32):
@@ -189,7 +191,7 @@ def test_other_files_are_refused_in_one_sentence(tmp_path, make):
 @pytest.mark.parametrize(
     ("harmonics", "message"),
     [
-        (np.ones(3), r"expected real harmonics \[instruments, harmonics\] in .* of shape \(3,\)"),
+        (np.ones(3), r"expected real harmonics with 2 axes in .* of shape \(3,\)"),
         (np.ones((0, 3)), r"got float64 of shape \(0, 3\)"),
         (np.ones((2, 0)), r"got float64 of shape \(2, 0\)"),
         (np.ones((2, 3), int), r"got int64 of shape \(2, 3\)"),
@@ -209,9 +211,83 @@ def test_impossible_values_are_refused(tmp_path, harmonics, message):
 def test_missing_file_and_another_version(tmp_path):
     with pytest.raises(ValueError, match=r"^dictionary: there is no file \S+nowhere\.npz$"):
         Dictionary.load(tmp_path / "nowhere.npz")
-    write(tmp_path / "later.npz", header={**HEADER, "version": 2})
-    with pytest.raises(ValueError, match=r"^dictionary: expected version 1 in \S+later\.npz, got 2$"):
+    write(tmp_path / "later.npz", header={**HEADER, "version": 3})
+    with pytest.raises(ValueError, match=r"^dictionary: expected version 1 or 2 in \S+later\.npz, got 3$"):
         Dictionary.load(tmp_path / "later.npz")
+
+
+def test_a_file_of_version_1_is_read(tmp_path):
+    write(tmp_path / "old.npz", header={**HEADER, "version": 1})
+    loaded = Dictionary.load(tmp_path / "old.npz")
+    np.testing.assert_array_equal(loaded.harmonics, [[1.0, 0.5]])
+    assert loaded.by_pitch is None
+
+
+# ---- Timbre -----------------------------------------------------------------------------------------------
+
+PITCHES = np.array([100.0, 200.0, 800.0], np.float32)
+
+
+def some_timbre():
+    rows = np.random.default_rng(0).uniform(size=(2, 3, 4)).astype(np.float32)
+    return Dictionary(jnp.asarray(rows.max(axis=1)), jnp.asarray(rows), jnp.asarray(PITCHES))
+
+
+def test_a_timbre_is_saved_with_the_dictionary(tmp_path):
+    some_timbre().save(tmp_path / "duet.npz")
+    loaded = Dictionary.load(tmp_path / "duet.npz")
+    for name in ("harmonics", "by_pitch", "pitches"):
+        np.testing.assert_array_equal(getattr(loaded, name), getattr(some_timbre(), name))
+    assert loaded.plain.by_pitch is None
+
+
+@pytest.mark.parametrize("axis", [None, LogAxis(), LinearAxis(4096, 1.7)], ids=["hertz", "log", "linear"])
+def test_harmonics_between_pitches_are_interpolated_over_the_logarithm(axis):
+    hertz = np.array([[50.0, 100.0, 130.0], [200.0, 790.0, 3000.0]], np.float32)
+    instrument = np.array([[0, 1, 1], [0, 1, 0]])
+    place = jnp.asarray(hertz) if axis is None else axis.to_bin(jnp.asarray(hertz))
+    tones = Tones.plain(jnp.ones((2, 3)), place, jnp.asarray(instrument))
+    found, rows = some_timbre().of(tones, axis), np.asarray(some_timbre().by_pitch)
+    for index in np.ndindex(2, 3):
+        expected = [
+            np.interp(np.log(hertz[index]), np.log(PITCHES), rows[instrument[index], :, h]) for h in range(4)
+        ]
+        np.testing.assert_allclose(found[index], expected, atol=1e-5)
+
+
+def test_without_a_timbre_the_pitch_does_not_matter():
+    tones = Tones.plain(jnp.ones(3), jnp.array([0.0, 440.0, 1e9]), jnp.array([1, 0, 1]))
+    rows = some_dictionary().harmonics
+    np.testing.assert_array_equal(some_dictionary().of(tones), rows[tones.instrument])
+
+
+def test_the_timbre_is_differentiable_where_nothing_sounds():
+    tones = Tones.empty((2,))
+    slopes = jax.grad(lambda d: jnp.sum(d.of(tones) ** 2))(some_timbre())
+    assert all(np.all(np.isfinite(slope)) for slope in jax.tree.leaves(slopes))
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        ({"by_pitch": np.ones((1, 2, 2))}, "pitches: expected together with by_pitch"),
+        ({"by_pitch": np.ones((1, 3, 2)), "pitches": PITCHES[:2]}, "by_pitch: expected"),
+        ({"by_pitch": np.ones((1, 1, 2)), "pitches": PITCHES[:1]}, "at least 2 pitches"),
+        ({"by_pitch": -np.ones((1, 2, 2)), "pitches": PITCHES[:2]}, "by_pitch: expected finite"),
+        ({"by_pitch": np.ones((1, 2, 2)), "pitches": PITCHES[1::-1]}, "pitches: expected rising"),
+        ({"by_pitch": np.ones((1, 2, 2)), "pitches": np.array([0.0, 1.0])}, "pitches: expected rising"),
+    ],
+)
+def test_timbres_that_do_not_fit_are_refused(tmp_path, arrays, message):
+    write(tmp_path / "duet.npz", harmonics=np.array([[1.0, 0.5]]), **arrays)
+    with pytest.raises(ValueError, match=message):
+        Dictionary.load(tmp_path / "duet.npz")
+
+
+def test_too_many_harmonics_are_refused_before_they_are_unpacked(tmp_path):
+    write(tmp_path / "duet.npz", harmonics=np.ones((2, 2000)))
+    with pytest.raises(ValueError, match=r"harmonics of at most \(1024, 1024\) in .*, got \(2, 2000\)"):
+        Dictionary.load(tmp_path / "duet.npz")
 
 
 def test_random_instruments_follow_their_law(dtype):

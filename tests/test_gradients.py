@@ -160,7 +160,9 @@ def polished(spectra, rows, tones):
         inside = (x > low[:, None]) & (x < high[:, None]) & tone.active
 
         def loss(x):
-            model = render(Tones(*x, tone.instrument, tone.active), rows, AXIS, method="dense")
+            model = render(
+                Tones(*x, tone.instrument, tone.active), rows[tone.instrument], AXIS, method="dense"
+            )
             return 0.5 * jnp.sum((OBJECTIVE.lifted(model) - OBJECTIVE.lifted(spectrum)) ** 2)
 
         def newton(_, x):
@@ -187,7 +189,7 @@ def refiner(solver):
     start = starts(recordings()[3])
 
     def find(spectra, rows):
-        found = refine(spectra, start, rows, OBJECTIVE, solver=solver)
+        found = refine(spectra, start, rows[start.instrument], OBJECTIVE, solver=solver)
         return found.tones, found.loss
 
     return find
@@ -293,14 +295,16 @@ def test_a_loose_tolerance_differentiates_the_conditions_where_it_ends(x64):
     here, along = jnp.asarray(spectra[:count]), jnp.asarray(by_spectra[:count])
     start = jax.tree.map(lambda x: x[:count], starts(frames))
     loose = LevenbergMarquardt(jnp.asarray(1e-2))
-    find = lambda spectra, rows: refine(spectra, start, rows, OBJECTIVE, solver=loose).tones
+    find = lambda spectra, rows: refine(spectra, start, rows[start.instrument], OBJECTIVE, solver=loose).tones
     tones, moved = forward(find, here, jnp.asarray(rows), (along, jnp.asarray(by_rows)))
     for frame in range(count):
         tone = jax.tree.map(lambda x, frame=frame: x[frame], tones)
         flat, unravel = ravel_pytree([tone.amplitude, tone.fundamental, tone.width, tone.inharmonicity])
 
         def loss(x, spectrum, rows, tone=tone, unravel=unravel):
-            model = render(Tones(*unravel(x), tone.instrument, tone.active), rows, AXIS, method="dense")
+            model = render(
+                Tones(*unravel(x), tone.instrument, tone.active), rows[tone.instrument], AXIS, method="dense"
+            )
             return 0.5 * jnp.sum((OBJECTIVE.lifted(model) - OBJECTIVE.lifted(spectrum)) ** 2)
 
         slope = lambda spectrum, rows, loss=loss, flat=flat: jax.grad(loss)(flat, spectrum, rows)
@@ -352,7 +356,7 @@ def test_gradients_are_finite_at_silence_and_where_the_solution_is_not_unique(dt
     @jax.grad
     def gradient(arguments):
         spectra, rows = arguments
-        found = refine(spectra, start, rows, OBJECTIVE)
+        found = refine(spectra, start, rows[start.instrument], OBJECTIVE)
         return jnp.sum(found.tones.amplitude + found.tones.fundamental) + jnp.sum(found.loss)
 
     by_spectra, by_rows = gradient((spectra, rows))
@@ -388,7 +392,11 @@ def test_solver_options_have_no_derivative_and_start_none(x64):
         tolerance, damping, amplitude = options
         begin = eqx.tree_at(lambda t: t.amplitude, start, start.amplitude * amplitude)
         solver = LevenbergMarquardt(tolerance, damping)
-        return jnp.sum(refine(here, begin, jnp.asarray(rows), OBJECTIVE, solver=solver).tones.fundamental)
+        return jnp.sum(
+            refine(
+                here, begin, jnp.asarray(rows)[start.instrument], OBJECTIVE, solver=solver
+            ).tones.fundamental
+        )
 
     slopes = jax.jit(jax.grad(total))((jnp.asarray(1e-5), jnp.asarray(1.0), jnp.asarray(1.0)))
     assert all(slope == 0 for slope in slopes)
@@ -401,7 +409,7 @@ def test_gradients_under_vmap_are_a_loop(x64):
     several = jnp.stack([jnp.asarray(rows), jnp.asarray(rows) * 0.9])
 
     def total(rows):
-        found = refine(jnp.asarray(spectra[:2]), start, rows, OBJECTIVE, solver=PRECISE)
+        found = refine(jnp.asarray(spectra[:2]), start, rows[start.instrument], OBJECTIVE, solver=PRECISE)
         return jnp.sum(jnp.sin(found.tones.fundamental)) + jnp.sum(found.tones.amplitude)
 
     gradient = jax.jit(jax.grad(total))

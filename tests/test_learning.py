@@ -13,7 +13,7 @@ from benchmarks import scipy_baseline as baseline
 from jaxsep.learning import learner as learning
 from jaxsep.learning.adam import instrument_adam, reset_instruments
 from jaxsep.learning.learner import DictionaryLearner, LearnerState, mean_loss, similarity
-from jaxsep.learning.octaves import raised
+from jaxsep.learning.octaves import raise_octaves
 from jaxsep.learning.restarts import learn_dictionaries
 from jaxsep.progress import Progress
 from jaxsep.pursuit.loss import LiftedLoss
@@ -164,7 +164,7 @@ def spread(row, multiple):
 def test_an_instrument_without_every_second_or_third_harmonic_is_raised(dtype):
     row = np.array([1.0, 0.6, 0.5, 0.4])
     rows = [spread(row, 2), spread(row, 3), spread(row, 4), spread(row, 6)]
-    actual, factor = jax.jit(raised)(jnp.asarray([np.pad(r, (0, 24 - len(r))) for r in rows], dtype))
+    actual, factor = jax.jit(raise_octaves)(jnp.asarray([np.pad(r, (0, 24 - len(r))) for r in rows], dtype))
     np.testing.assert_array_equal(factor, [2, 3, 4, 6])
     assert actual.dtype == dtype
     np.testing.assert_allclose(actual, np.tile(np.pad(row, (0, 20)), (4, 1)), rtol=1e-6)
@@ -173,10 +173,10 @@ def test_an_instrument_without_every_second_or_third_harmonic_is_raised(dtype):
 def test_instruments_with_a_fundamental_of_their_own_stay(dtype):
     hollow, weak = [1.0, 0.0, 0.3, 0.0, 0.2, 0.0], [0.1, 1.0, 0.1, 0.5, 0.1, 0.2]
     rows = jnp.asarray([hollow, weak, [0.0] * 6, [1.0] + [0.0] * 5], dtype)
-    actual, factor = raised(rows)
+    actual, factor = raise_octaves(rows)
     np.testing.assert_array_equal(actual, rows)
     np.testing.assert_array_equal(factor, 1)
-    np.testing.assert_array_equal(raised(rows[:, :1])[0], rows[:, :1])
+    np.testing.assert_array_equal(raise_octaves(rows[:, :1])[0], rows[:, :1])
 
 
 def test_a_step_raises_candidates_that_it_left_too_low():

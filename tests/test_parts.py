@@ -11,7 +11,7 @@ import jaxsep
 from jaxsep.audio import Recording
 from jaxsep.results.read import read_results
 from jaxsep.results.write import write_results
-from jaxsep.separation.parts import _loudest
+from jaxsep.separation.separate import _loudest
 
 RATE = 22050
 GREEDY = jaxsep.SeparationSettings(restarts=1, steps=2, batch=8, search="greedy")

@@ -12,8 +12,8 @@ from problems import AXIS, DICTIONARY, PROBLEMS
 
 from benchmarks import scipy_baseline as baseline
 from jaxsep.signal.axes import LinearAxis, LogAxis
-from jaxsep.signal.gaussians import SINUSOID_WIDTH, add_windows, width_bounds, window_offsets
-from jaxsep.tones.rendering import _platform_method, render, render_instruments
+from jaxsep.signal.gaussians import SINUSOID_WIDTH, Windowed, on_bins, sum_gaussians, width_bounds
+from jaxsep.tones.rendering import render, render_instruments
 from jaxsep.tones.tones import Tones
 
 LOG = LogAxis(256)
@@ -25,7 +25,8 @@ METHODS = ("windowed", "dense")
 def spectra(tones, dictionary, axis=LOG, *, exponent=1.0, method="auto"):
     """The spectrum, and that of each instrument."""
     options = {"exponent": exponent, "method": method}
-    return render(tones, dictionary, axis, **options), render_instruments(tones, dictionary, axis, **options)
+    rows = dictionary[tones.instrument]
+    return render(tones, rows, axis, **options), render_instruments(tones, rows, axis, 3, **options)
 
 
 def some_dictionary():
@@ -82,9 +83,7 @@ def test_spectrum_is_the_double_sum(axis, exponent, method, dtype):
 
 def test_powers_of_the_instruments_add_up(x64):
     tones, dictionary = some_tones(jnp.float64), jnp.asarray(some_dictionary())
-    powers = jax.jit(lambda *x: render_instruments(*x, LOG, exponent=1.5, method="windowed", power=True))
     whole, parts = spectra(tones, dictionary, exponent=1.5, method="windowed")
-    np.testing.assert_allclose(powers(tones, dictionary), np.asarray(parts) ** 1.5, atol=1e-14)
     np.testing.assert_allclose(np.sum(np.asarray(parts) ** 1.5, axis=0), np.asarray(whole) ** 1.5, atol=1e-14)
 
 
@@ -109,7 +108,8 @@ def test_agrees_with_the_baseline(x64):
 def test_problems_are_rendered_as_they_say(tones_per_instrument):
     problems = [p for p in PROBLEMS if p.tones_per_instrument == tones_per_instrument]
     tones = jax.tree.map(lambda *x: jnp.concatenate(x), *(problem.tones() for problem in problems))
-    rendered = jax.jit(jax.vmap(lambda tone: render(tone, jnp.asarray(DICTIONARY, jnp.float32), AXIS)))(tones)
+    rows = jnp.asarray(DICTIONARY, jnp.float32)
+    rendered = jax.jit(jax.vmap(lambda tone: render(tone, rows[tone.instrument], AXIS)))(tones)
     noise = np.concatenate([np.full(len(problem.frames), problem.noise) for problem in problems])
     wanted = np.concatenate([problem.spectra for problem in problems])
     assert np.all(np.abs(rendered - wanted) <= 6 * noise[:, None] + 1e-5)
@@ -122,7 +122,8 @@ def weighted_sum(exponent, method):
 
     def weighted(amplitude, fundamental, width, inharmonicity, dictionary):
         changed = Tones(amplitude, fundamental, width, inharmonicity, tones.instrument, tones.active)
-        spectrum = render(changed, dictionary, LOG, exponent=exponent, method=method)
+        rows = dictionary[tones.instrument]
+        spectrum = render(changed, rows, LOG, exponent=exponent, method=method)
         return jnp.asarray(weights, spectrum.dtype) @ spectrum
 
     return weighted
@@ -163,9 +164,11 @@ def test_gradients_are_finite_at_silence(exponent, method):
 def test_jit_and_vmap(method, x64):
     dictionary = jnp.asarray(some_dictionary())
     places = np.array([[50.2, 71.4, 92.6, 113.8], [63.9, 85.1, 0.0, -20.0], [170.3, 12.5, 33.7, 300.0]])
-    one = lambda place: render_instruments(
-        eqx.tree_at(lambda t: t.fundamental, some_tones(jnp.float64), place), dictionary, LOG, method=method
-    )
+
+    def one(place):
+        tones = eqx.tree_at(lambda t: t.fundamental, some_tones(jnp.float64), place)
+        return render_instruments(tones, dictionary[tones.instrument], LOG, 3, method=method)
+
     eager = jnp.stack([one(jnp.asarray(place)) for place in places])
     np.testing.assert_allclose(jax.jit(jax.vmap(one))(places), eager, atol=1e-14)
 
@@ -180,22 +183,43 @@ def test_tones_beyond_the_axis_are_not_heard(x64):
     np.testing.assert_allclose(spectra(half, dictionary)[0], expected, atol=3e-8)
 
 
-@pytest.mark.parametrize("num_rows", [1, 3])
-def test_windows_are_added_where_they_belong(num_rows, dtype):
-    rng = np.random.default_rng(0)
-    length = window_offsets(dtype).shape[0]
-    nearest = np.array([-40, -3, 0, 7, 7, 60, 79, 84, 3000])
-    values = rng.standard_normal((9, length))
-    row = rng.integers(num_rows, size=9)
-    expected = np.zeros((num_rows, 80))
-    for value, centre, i in zip(values, nearest, row, strict=True):
-        for offset, x in zip(range(-(length // 2), length // 2 + 1), value, strict=True):
-            if 0 <= centre + offset < 80:
-                expected[i, centre + offset] += x
-    rows = (jnp.asarray(row), num_rows) if num_rows > 1 else ()
-    actual = add_windows(jnp.asarray(values, dtype), jnp.asarray(nearest), 80, *rows)
+@pytest.mark.parametrize("rows", [(), (3,), (2, 3)])
+def test_windows_are_added_where_they_belong(rows, dtype):
+    rng, bins = np.random.default_rng(0), Windowed(80)
+    nearest = np.broadcast_to([-40, -3, 0, 7, 7, 60, 79, 84, 3000], (*rows, 9))
+    nearest = rng.permuted(nearest, axis=-1)
+    length = bins.offsets(dtype).shape[0]
+    values = rng.standard_normal((*rows, 9, length))
+    expected = np.zeros((*rows, 80))
+    for place in np.ndindex(nearest.shape):
+        for offset, x in zip(range(-(length // 2), length // 2 + 1), values[place], strict=True):
+            if 0 <= nearest[place] + offset < 80:
+                expected[(*place[:-1], nearest[place] + offset)] += x
+    actual = bins.add(jnp.asarray(values, dtype), jnp.asarray(nearest))
     assert actual.dtype == dtype
     np.testing.assert_allclose(actual, expected, atol=30 * jnp.finfo(dtype).eps)
+
+
+def test_reading_near_bins_is_the_adjoint_of_adding(x64):
+    rng, bins = np.random.default_rng(0), Windowed(80)
+    nearest = jnp.array([-40, -3, 0, 7, 7, 60, 79, 84, 3000])
+    values, signal = rng.standard_normal((9, bins.offsets(float).size)), rng.standard_normal(80)
+    one = np.vdot(bins.add(jnp.asarray(values), nearest), signal)
+    other = np.vdot(values, bins.near(jnp.asarray(signal), nearest))
+    np.testing.assert_allclose(one, other, rtol=1e-12)
+
+
+def test_gaussians_in_windows_are_those_in_all_bins(x64):
+    rng = np.random.default_rng(0)
+    height, position = rng.uniform(size=(2, 5)), rng.uniform(-20, 100, size=(2, 5))
+    width = rng.uniform(*width_bounds(), size=(2, 5))
+    arrays = [jnp.asarray(x) for x in (height, position, width)]
+    windowed, dense = (sum_gaussians(*arrays, 80, method=method) for method in METHODS)
+    distance = (np.arange(80) - position[..., None]) / width[..., None]
+    np.testing.assert_allclose(
+        dense, np.sum(height[..., None] * np.exp(-0.5 * distance**2), axis=1), atol=1e-14
+    )
+    np.testing.assert_allclose(windowed, dense, atol=3e-8)
 
 
 def test_empty_slots_are_silent_tones_of_nominal_width(dtype):
@@ -209,6 +233,28 @@ def test_empty_slots_are_silent_tones_of_nominal_width(dtype):
     np.testing.assert_array_equal(spectra(row, jnp.asarray(some_dictionary(), dtype))[0], 0)
 
 
+def test_plain_tones_are_harmonic_sinusoids_that_sound(dtype):
+    places = jnp.array([61.3, 97.8], dtype)
+    tones = Tones.plain(jnp.ones(2, dtype), places, jnp.array([0, 2]))
+    assert {x.dtype for x in jax.tree.leaves(tones)[:4]} == {dtype}
+    np.testing.assert_allclose(tones.width, SINUSOID_WIDTH)
+    assert not tones.inharmonicity.any()
+    assert tones.active.all()
+
+
+@pytest.mark.parametrize("axis", [LOG, LINEAR], ids=["log", "linear"])
+def test_tones_in_hertz_are_those_on_the_axis(axis, dtype):
+    tones = some_tones(dtype, axis)
+    hertz = tones.in_hz(axis, 2.0)
+    np.testing.assert_allclose(hertz.amplitude, 2 * tones.amplitude)
+    expected = np.where(tones.active, axis.to_hz(tones.fundamental), 0)
+    np.testing.assert_allclose(hertz.fundamental, expected, rtol=1e-6)
+    far = eqx.tree_at(lambda t: t.fundamental, tones, jnp.full(4, 1e30, dtype))
+    assert np.all(np.isfinite(far.in_hz(axis).fundamental))
+
+
 def test_unknown_method():
     with pytest.raises(ValueError, match="method: expected 'auto', 'windowed' or 'dense', got 'sparse'"):
-        unwrap(_platform_method)("sparse")  # unwrapped, since the type checks of the test run would object
+        unwrap(on_bins)(
+            lambda bins: None, 80, method="sparse"
+        )  # unwrapped, since the type checks of the test run would object

@@ -18,7 +18,7 @@ from jaxsep.report import plots, spectrograms
 from jaxsep.results.document import evaluation_document, separation_document
 from jaxsep.results.schema import to_json
 from jaxsep.results.tones import TONE_COLUMNS, write_tones
-from jaxsep.separation.chunks import linear_axis
+from jaxsep.separation.chunks import ANALYSIS_RATE
 from jaxsep.separation.result import Separation
 from jaxsep.separation.settings import SeparationSettings
 from jaxsep.signal.axes import LogAxis
@@ -167,7 +167,7 @@ class TestLevels:
         """Height, frequency and time of a tone in the second half of a recording."""
         samples = np.concatenate([np.zeros(RATE, np.float32), sinusoid(1000.0, amplitude=1.0)])
         values = spectrograms.levels(samples, RATE, kind)
-        axis = linear_axis(GaussianSTFT()) if kind == "linear" else LogAxis()
+        axis = GaussianSTFT().axis(ANALYSIS_RATE) if kind == "linear" else LogAxis()
         steady = values[round(0.75 * len(values))]
         assert np.argmax(steady) == pytest.approx(float(axis.to_bin(jnp.float32(1000))), abs=1)
         assert steady.max() == pytest.approx(20 * np.log10(0.5), abs=0.2)

@@ -10,19 +10,20 @@ import pytest
 from problems import AXIS, DICTIONARY, OCTAVE, SEMITONE, Note, pack_notes, render_notes
 
 from jaxsep.pursuit.loss import LiftedLoss
-from jaxsep.pursuit.recording import Decomposition, pursue, refit
+from jaxsep.pursuit.recording import Hypotheses, pursue, refit
 from jaxsep.pursuit.refinement import LevenbergMarquardt
 from jaxsep.pursuit.tone_pursuit import TonePursuit
 from jaxsep.search import alternation as alternation_module
-from jaxsep.search import hypotheses as search
 from jaxsep.search.alternation import Alternation
 from jaxsep.search.hypotheses import deepen, explore, propagate, reselect
 from jaxsep.search.moves import arrange, by_voice, exchanged, from_neighbours, ringing, without
 from jaxsep.search.voices import VoiceModel
+from jaxsep.tones.dictionary import Dictionary
 from jaxsep.tones.tones import Tones
 
 PURSUIT = TonePursuit(LiftedLoss(AXIS), solver=LevenbergMarquardt(1e-4))
 HARMONICS = jnp.asarray(DICTIONARY, jnp.float32)
+INSTRUMENTS = Dictionary(HARMONICS)
 LENGTH = 12
 
 
@@ -49,7 +50,7 @@ def recording():
 @cache
 def greedy():
     found = pursue(PURSUIT, recording(), HARMONICS)
-    return Decomposition(arrange(found.tones, 2, 1), found.loss)
+    return Hypotheses(arrange(found.tones, 2, 1), found.loss)
 
 
 def truth(slots=1):
@@ -174,17 +175,14 @@ def test_reselection_finds_the_tone_that_is_missing():
 
 
 def test_refit_in_few_slots_is_that_in_all():
-    narrow, wide = (
-        refit(PURSUIT, recording(), HARMONICS, truth(slots), np.full(4 * LENGTH, np.inf, np.float32))
-        for slots in (1, 2)
-    )
+    narrow, wide = (refit(PURSUIT, recording(), INSTRUMENTS, truth(slots)) for slots in (1, 2))
     np.testing.assert_allclose(narrow.loss, wide.loss, rtol=1e-4)
     assert wide.tones.capacity == 4
     assert np.all(right(wide.tones))
 
 
 def test_propagation_never_raises_the_loss():
-    better = propagate(PURSUIT, recording(), HARMONICS, greedy(), (1, 4))
+    better = propagate(PURSUIT, recording(), INSTRUMENTS, greedy(), (1, 4))
     assert np.all(better.loss <= greedy().loss)
 
 
@@ -194,30 +192,27 @@ def astray():
     moved = truth().fundamental.copy()
     moved[::3, 0] += 20
     start = eqx.tree_at(lambda t: t.fundamental, truth(), moved)
-    found = refit(PURSUIT, recording(), HARMONICS, start, np.full(4 * LENGTH, np.inf, np.float32))
-    return Decomposition(arrange(found.tones, 2, 1), found.loss)
+    found = refit(PURSUIT, recording(), INSTRUMENTS, start)
+    return Hypotheses(arrange(found.tones, 2, 1), found.loss)
 
 
 def explored(model=None):
     found = astray()
     scale = float(found.loss.mean())
     prior = (model or VoiceModel()).fit(found.tones, 2, 1, AXIS, scale)
-    steps = []
     offers = [*reselect(PURSUIT, recording(), HARMONICS, found.tones), *exchanged(found.tones, 2)]
-    result = explore(PURSUIT, recording(), HARMONICS, found, prior, offers, lambda: steps.append(1))
-    return result, len(steps)
+    return explore(PURSUIT, recording(), INSTRUMENTS, found, prior, offers)
 
 
 def test_exploration_finds_the_truth_where_it_is_one_move_away():
-    result, steps = explored()
-    assert steps == search.EXPLORE_STEPS
+    result = explored()
     assert np.mean(right(astray().tones)) < 0.8
     assert np.all(right(result.found.tones))
     assert result.found.loss.mean() < 0.5 * astray().loss.mean()
 
 
 def test_without_costs_the_search_takes_the_lowest_loss_of_every_frame():
-    result, _ = explored(VoiceModel.free())
+    result = explored(VoiceModel.free())
     assert np.all(result.found.loss <= astray().loss)
     assert result.cost == pytest.approx(result.found.loss.mean(), rel=1e-5)
 
@@ -242,7 +237,7 @@ def test_recorded_frames_have_a_lower_loss_than_the_greedy_one(reference, settin
 
 
 def test_confidence_is_the_gap_to_other_notes():
-    result, _ = explored()
+    result = explored()
     assert result.confidence.shape == (4 * LENGTH,)
     assert np.all(result.confidence >= 0)
     assert np.all(result.confidence[np.isfinite(result.confidence)] < 1e6)
@@ -253,10 +248,10 @@ def test_confidence_is_the_gap_to_other_notes():
 def alternated(learn=True, scale=1.0, rounds=1):
     alternation = Alternation(rounds=rounds, spans=(1, 4), learn=learn)
     # Instruments that are not quite right.
-    start = jnp.asarray(DICTIONARY ** np.array([[0.8], [1.3]]), jnp.float32)
+    start = Dictionary(jnp.asarray(DICTIONARY ** np.array([[0.8], [1.3]]), jnp.float32))
     steps = []
     result = alternation(PURSUIT, scale * recording(), [start], steps.append)
-    return result, len(steps), alternation.num_steps(len(recording()), 1), start
+    return result, len(steps), alternation.num_steps(1), start
 
 
 def test_alternation_finds_the_notes_and_improves_the_dictionary():
@@ -265,53 +260,58 @@ def test_alternation_finds_the_notes_and_improves_the_dictionary():
     assert np.mean(right(greedy().tones)) < 0.6
     assert np.mean(right(result.tones, order=(1, 0))) > 0.95
     unit = lambda rows: rows / np.linalg.norm(rows, axis=1, keepdims=True)
-    assert np.all(np.sum(unit(np.asarray(result.harmonics)[::-1]) * unit(DICTIONARY), axis=1) > 0.97)
+    assert np.all(
+        np.sum(unit(np.asarray(result.dictionary.harmonics)[::-1]) * unit(DICTIONARY), axis=1) > 0.97
+    )
     assert result.cost_trace[-1] < result.cost_trace[0]
     assert 0 < steps <= most
 
 
 @pytest.mark.slow
 def test_the_search_goes_two_ways_and_the_end_that_a_timbre_suits_goes_on(monkeypatch):
-    rounds, ends, tuned = [], [], Alternation._tuned
+    rounds, ends, tuned = [], [], alternation_module._Frames.tuned
+    spread_out, spread = [], alternation_module._spread
 
-    def watched(pursuit, spectra, rows, found, voices, *rest):
+    def watched(model, spectra, dictionary, found, voices, *rest):
         rounds.append((len(spectra), round(float(voices.model.register), 3)))
-        return explore(pursuit, spectra, rows, found, voices, *rest)
+        return explore(model, spectra, dictionary, found, voices, *rest)
 
-    def dear(self, task, state):
+    def dear(self, state):
         """The first way ends cheaper than the second; a timbre makes it dearer."""
         ends.append(state)
-        state = tuned(self, task, state)
+        state = tuned(self, state)
         return eqx.tree_at(lambda s: s.cost, state, state.cost + (len(ends) == 1))
 
+    def watched_spread(tones, *rest):
+        spread_out.append(tones)
+        return spread(tones, *rest)
+
     monkeypatch.setattr(alternation_module, "explore", watched)
-    monkeypatch.setattr(Alternation, "_tuned", dear)
-    expanded, expand = [], Alternation._expand
-    monkeypatch.setattr(
-        Alternation, "_expand", lambda self, task, state: expanded.append(state) or expand(self, task, state)
-    )
+    monkeypatch.setattr(alternation_module._Frames, "tuned", dear)
+    monkeypatch.setattr(alternation_module, "_spread", watched_spread)
     frames = recording()[::2]
-    Alternation(rounds=2, spans=(1, 4))(PURSUIT, frames, [HARMONICS, HARMONICS**1.2])
+    starts = [INSTRUMENTS, Dictionary(HARMONICS**1.2)]
+    Alternation(rounds=2, spans=(1, 4))(PURSUIT, frames, starts)
     few, every = len(frames) // 2, len(frames)
     first = [(few, 0.1)] * 4 + [(few, 0.03)] * 4  # two dictionaries, each by frame and by voice
     assert rounds == [*first, *[(few, 0.1)] * 2, *[(few, 0.03)] * 2, *[(every, 0.1)] * 2]
-    assert expanded[0] is ends[1]
+    assert spread_out[0] is ends[1].tones
 
 
 def test_an_instrument_learned_an_octave_too_low_is_found_at_its_pitch(monkeypatch):
     low = np.zeros(DICTIONARY.shape)
     low[:, 1::2] = DICTIONARY[:, :4]
-    start = jnp.asarray([DICTIONARY[0], low[1]], jnp.float32)
+    start = Dictionary(jnp.asarray([DICTIONARY[0], low[1]], jnp.float32))
     # Without the start by voice, which learns the instruments anew.
     monkeypatch.setattr(alternation_module, "_several_voices", lambda state: False)
     result = Alternation(rounds=1, spans=(1, 4))(PURSUIT, recording(), [start])
     assert np.mean(right(result.tones)) > 0.9
-    np.testing.assert_allclose(result.harmonics, DICTIONARY, atol=0.1)
+    np.testing.assert_allclose(result.dictionary.harmonics, DICTIONARY, atol=0.1)
 
 
 def test_a_given_dictionary_stays():
     result, steps, most, start = alternated(learn=False)
-    np.testing.assert_array_equal(result.harmonics, start)
+    np.testing.assert_array_equal(result.dictionary.harmonics, start.harmonics)
     assert np.mean(right(result.tones)) > 0.95
     assert len(result.cost_trace) == 2
     assert 0 < steps <= most
@@ -319,7 +319,7 @@ def test_a_given_dictionary_stays():
 
 def test_silence_has_no_tones():
     silence = np.zeros((6, AXIS.num_bins), np.float32)
-    result = Alternation(rounds=1, spans=(1,))(PURSUIT, silence, [HARMONICS])
+    result = Alternation(rounds=1, spans=(1,))(PURSUIT, silence, [INSTRUMENTS])
     assert not result.tones.active.any()
     np.testing.assert_array_equal(result.loss, 0)
     assert np.all(np.isfinite(result.cost_trace))
@@ -328,7 +328,7 @@ def test_silence_has_no_tones():
 @pytest.mark.slow
 def test_more_instruments_than_tones():
     few = recording()[:3]
-    rows = jnp.concatenate([HARMONICS, HARMONICS[:1] ** 2])
+    rows = Dictionary(jnp.concatenate([HARMONICS, HARMONICS[:1] ** 2]))
     result = Alternation(rounds=1, spans=(1,))(PURSUIT, few, [rows, rows])
     assert result.tones.capacity == 6
     assert np.all(np.isfinite(result.loss))

@@ -13,13 +13,17 @@ import numpy as np
 import pytest
 import soundfile
 
+from jaxsep.audio import resample
 from jaxsep.metrics import sdr_sir_sar_gain
+from jaxsep.numerics import devices
 from jaxsep.progress import Progress
-from jaxsep.search import hypotheses as search
-from jaxsep.separation import chunks as spectra
-from jaxsep.separation import stages
+from jaxsep.search import hypotheses
+from jaxsep.separation import chunks
+from jaxsep.separation.chunks import ANALYSIS_RATE, instrument_spectra
 from jaxsep.separation.separate import separate
 from jaxsep.separation.settings import SeparationSettings
+from jaxsep.signal.masks import unit_phase
+from jaxsep.signal.stft import GaussianSTFT
 from jaxsep.tones.dictionary import NUM_HARMONICS, Dictionary
 
 RATE = 44100
@@ -238,6 +242,45 @@ def test_greedy_search_of_one_instrument_gives_the_mixture():
     assert result.cost_trace == (pytest.approx(result.loss.mean()),)
 
 
+# ---- The timbre travels -----------------------------------------------------------------------------------
+
+
+def timbre():
+    """The true instruments, a little brighter at higher pitches."""
+    rows = np.stack([harmonics() ** 1.1, harmonics() ** 0.9], axis=1)
+    return Dictionary(true_dictionary().harmonics, jnp.asarray(rows, jnp.float32), jnp.array([200.0, 500.0]))
+
+
+@cache
+def with_timbre(settings=QUICK):
+    return separate(mixture(), RATE, 2, settings=settings, dictionary=timbre(), key=KEY)
+
+
+def test_a_given_timbre_stays_and_matters():
+    result = with_timbre()
+    for one, other in zip(jax.tree.leaves(result.dictionary), jax.tree.leaves(timbre()), strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert np.any(result.stems != separated().stems)
+    plain = with_timbre(dataclasses.replace(QUICK, timbre=False))
+    assert plain.dictionary.by_pitch is None
+    np.testing.assert_array_equal(plain.stems, separated().stems)
+
+
+def test_tones_and_the_saved_dictionary_are_the_models_of_the_stems(tmp_path):
+    """A stem without masking is the rendered model with the mixture's phase, or 0 where that has none."""
+    alone = dataclasses.replace(QUICK, masking=False)
+    samples = resample(mixture(), RATE, ANALYSIS_RATE)
+    result = separate(samples, ANALYSIS_RATE, 2, settings=alone, dictionary=timbre(), key=KEY)
+    result.dictionary.save(tmp_path / "instruments.npz")
+    loaded, stft = Dictionary.load(tmp_path / "instruments.npz"), GaussianSTFT(hop=alone.hop)
+    tones = jax.tree.map(jnp.asarray, result.tones)
+    model = instrument_spectra(tones, loaded.of(tones), 2, stft, ANALYSIS_RATE)
+    phase = unit_phase(stft.analyse(jnp.asarray(samples)))
+    for spectra, stem in zip(model, result.stems, strict=True):
+        expected = stft.synthesise(spectra * phase, samples.size)
+        np.testing.assert_allclose(stem, expected, atol=1e-5 * np.abs(stem).max())
+
+
 # ---- Learning ---------------------------------------------------------------------------------------------
 
 
@@ -369,9 +412,10 @@ def test_impossible_settings(options, message):
 @pytest.mark.parametrize("size", [64, 512])
 def test_the_size_of_the_chunks_changes_nothing(size, monkeypatch):
     expected, asked = separated(), []
-    for module in (search, spectra, stages):
+    modules = devices, hypotheses, chunks
+    for module in modules:
         monkeypatch.setattr(module, "chunk_size", lambda name=module.__name__: asked.append(name) or size)
     result = with_dictionary(mixture())
-    assert {search.__name__, spectra.__name__} <= set(asked)
+    assert {module.__name__ for module in modules} == set(asked)
     np.testing.assert_array_equal(result.tones.active, expected.tones.active)
     np.testing.assert_allclose(result.stems, expected.stems, atol=1e-3 * np.abs(expected.stems).max())

@@ -31,7 +31,7 @@ def pursuit_of(dtype=jnp.float32, *, improvement=0.9, tolerance=1e-5, objective=
     """Everything that is swept is an array, so that it is traced."""
     number = lambda x: jnp.asarray(x, dtype)
     return TonePursuit(
-        objective, limit, number(improvement), LevenbergMarquardt(number(tolerance), number(1.0))
+        objective, limit, LevenbergMarquardt(number(tolerance), number(1.0)), number(improvement)
     )
 
 

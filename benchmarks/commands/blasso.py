@@ -331,9 +331,8 @@ def stems_of_spikes(music: Piece, dictionary: Dictionary, lift: float, alpha: fl
     spectra = log_spectra(samples[0], stft, axis, PeakPursuit(), lambda: None)
     peak = spectra.max()
     tones = largest_spikes(LiftedLoss(axis, lift), spectra / peak, dictionary.harmonics, alpha, 1)
-    hertz = np.where(tones.active, axis.to_hz(jnp.asarray(tones.fundamental)), 0)
-    tones = eqx.tree_at(lambda t: (t.amplitude, t.fundamental), tones, (tones.amplitude * peak, hertz))
-    harmonics = np.asarray(dictionary.harmonics)[tones.instrument]
+    tones = jax.tree.map(np.asarray, tones.in_hz(axis, float(peak)))
+    harmonics = np.asarray(dictionary.of(tones))
     number = dictionary.num_instruments
     stems = resynthesise(samples, tones, harmonics, number, stft, settings, lambda: None)
     stems = resample(stems[:, 0], ANALYSIS_RATE, music.sample_rate)[:, : music.mixture.size]

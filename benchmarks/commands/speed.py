@@ -197,7 +197,8 @@ def rendering_stage(method: str, step: int) -> dict[str, Any]:
     exact = numpy_rendering(slots, dictionary)
     deviation = lambda result: float(np.max(np.abs(np.asarray(result) - exact)) / np.max(exact))
     tones, rows = recorded_tones(slots), jnp.asarray(dictionary, jnp.float32)
-    spectra = jax.jit(jax.vmap(lambda tones: render(tones, rows, LogAxis(), method=method)))
+    one = lambda tones: render(tones, rows[tones.instrument], LogAxis(), method=method)
+    spectra = jax.jit(jax.vmap(one))
     ours = Run("", lambda: spectra(tones), deviation)
     others = timed([Run("float64", lambda: numpy_rendering(slots, dictionary), deviation)], len(slots))
     shapes = f"{len(slots)} × {slots.shape[1]} tones × {dictionary.shape[1]} harmonics"

@@ -13,24 +13,24 @@ from jaxsep.blasso.lasso import BeurlingLasso
 from jaxsep.blasso.patterns import Patterns
 from jaxsep.blasso.projection import Projection
 from jaxsep.blasso.support import spikes_as_tones
-from jaxsep.numerics.devices import chunk_size, parallel_map
+from jaxsep.numerics.devices import map_chunks
 from jaxsep.pursuit.loss import LiftedLoss, power
-from jaxsep.pursuit.recording import Decomposition, refit
-from jaxsep.pursuit.refinement import prune
-from jaxsep.pursuit.tone_pursuit import TonePursuit
+from jaxsep.pursuit.recording import Hypotheses, refit
+from jaxsep.pursuit.refinement import ToneFit, prune
+from jaxsep.tones.dictionary import Dictionary
 from jaxsep.tones.tones import Tones
 
 __all__ = ["decompose", "largest_spikes"]
 
 
 def decompose(
-    pursuit: TonePursuit,
+    model: ToneFit,
     spectra: Float[np.ndarray, "frames bins"],
     harmonics: Float[Array, "instruments harmonics"],
     advance: Callable[[], None] = lambda: None,
     *,
     alpha: float,
-) -> Decomposition:
+) -> Hypotheses:
     """Tones of every frame from the spikes of the Beurling LASSO, refined, and their lifted loss.
 
     The problem is posed for the *lifted* spectra and patterns (the square root: quiet partials count, and the
@@ -39,17 +39,14 @@ def decompose(
     tones lose the penalty's bias and get their widths and inharmonicities.
 
     Arguments:
-        pursuit: its objective, solver, and number of tones per instrument are used; it selects nothing.
+        model: how to fit, and how many tones an instrument may play.
         spectra: nonnegative, peak about 1.
         harmonics: rows of the dictionary.
         advance: is called after each chunk.
         alpha: fraction of each frame's `alpha_max`.
     """
-    tones = largest_spikes(
-        pursuit.objective, spectra, harmonics, alpha, pursuit.tones_per_instrument, advance
-    )
-    anything = np.full(spectra.shape[0], np.inf, spectra.dtype)
-    return refit(pursuit, spectra, harmonics, tones, anything)
+    tones = largest_spikes(model.objective, spectra, harmonics, alpha, model.tones_per_instrument, advance)
+    return refit(model, spectra, Dictionary(harmonics), tones)
 
 
 def largest_spikes(
@@ -61,21 +58,10 @@ def largest_spikes(
     advance: Callable[[], None] = lambda: None,
 ) -> Tones:
     """The spikes alone as tones, as many as may play; `advance` is called after each chunk."""
-    num_frames, size = spectra.shape[0], chunk_size()
     patterns = Patterns.from_dictionary(jnp.asarray(harmonics), objective.axis, lift=objective.lift)
     fraction = jnp.asarray(alpha, spectra.dtype)
-
-    def run(first):
-        # The last chunk repeats its last frame, so that every chunk has one compiled shape.
-        rows = np.minimum(np.arange(first, first + size), num_frames - 1)
-        here = jnp.asarray(spectra[rows])
-        found = _decompose(objective, patterns, here, fraction, tones_per_instrument)
-        found = jax.tree.map(np.asarray, found)
-        advance()
-        return found
-
-    parts = list(parallel_map(run, range(0, num_frames, size)))
-    return jax.tree.map(lambda *x: np.concatenate(x)[:num_frames], *parts)
+    run = lambda chunk: _decompose(objective, patterns, chunk, fraction, tones_per_instrument)
+    return map_chunks(run, spectra, advance=advance)
 
 
 @eqx.filter_jit

@@ -13,7 +13,9 @@ from scipy.fft import next_fast_len
 from jaxsep.numerics.dot import dot
 from jaxsep.pursuit.loss import power
 from jaxsep.signal.axes import LogAxis
-from jaxsep.signal.gaussians import SINUSOID_WIDTH
+from jaxsep.signal.gaussians import SINUSOID_WIDTH, sum_gaussians_at
+from jaxsep.tones.rendering import partials_of
+from jaxsep.tones.tones import Tones, parameters_of
 
 __all__ = ["Maxima", "Patterns"]
 
@@ -125,15 +127,15 @@ class Patterns(eqx.Module):
             lift: q in (0, 1]; ½ makes quiet partials count.
             oversampling: ρ ≥ 1.
         """
-        dtype, num_harmonics = harmonics.dtype, harmonics.shape[1]
-        zero = jnp.zeros((), dtype)
-        partials = axis.partials(zero, zero, num_harmonics)[0]
+        dtype, (number, num_harmonics) = harmonics.dtype, harmonics.shape
+        one = Tones.plain(jnp.ones(number, dtype), jnp.zeros(number, dtype), jnp.arange(number))
+        partials = partials_of(parameters_of(one), harmonics, axis)
         reach = math.ceil(_REACH * SINUSOID_WIDTH / math.sqrt(lift))
         last = math.ceil(axis.bins_per_neper * math.log(num_harmonics)) + reach
 
         def shape(distance):
-            gaussians = jnp.exp(-0.5 * ((distance - partials[:, None]) / SINUSOID_WIDTH) ** 2)
-            return power(dot(harmonics, gaussians), lift)
+            # At the same places of every instrument.
+            return power(sum_gaussians_at(distance, partials.height, *(x[0] for x in partials[1:])), lift)
 
         patterns = _tabulate(shape, axis.num_bins, (-reach, last), None, False, oversampling, dtype)
         norm = power(jnp.sum(patterns.table[:, 0] ** 2, axis=1), 0.5)

@@ -8,7 +8,6 @@ from jaxsep.blasso.patterns import Patterns
 from jaxsep.blasso.spikes import Spikes, differentiable_spikes, slide
 from jaxsep.numerics.adjoint import Adjoint, Implicit, freeze
 from jaxsep.pursuit.loss import power
-from jaxsep.signal.gaussians import SINUSOID_WIDTH
 from jaxsep.tones.tones import Tones
 
 __all__ = ["spikes_as_tones", "support"]
@@ -62,11 +61,5 @@ def support(
 def spikes_as_tones(patterns: Patterns, spikes: Spikes, *, lift: float = 1.0) -> Tones:
     """Tones of the spikes as they are; arguments as above, for one frame."""
     amplitude = power(spikes.amplitude / patterns.scale[spikes.pattern], 1 / lift)
-    return Tones(
-        amplitude=jnp.where(spikes.active, amplitude, 0),
-        fundamental=jnp.where(spikes.active, spikes.position, 0),
-        width=jnp.full_like(amplitude, SINUSOID_WIDTH),
-        inharmonicity=jnp.zeros_like(amplitude),
-        instrument=spikes.pattern,
-        active=spikes.active,
-    )
+    heard = lambda x: jnp.where(spikes.active, x, 0)
+    return Tones.plain(heard(amplitude), heard(spikes.position), spikes.pattern, spikes.active)

@@ -274,11 +274,11 @@ def evaluate(
     Stems with several channels are averaged. Lengths that differ by less than 1 % are cut to the shortest.
     """
     references, estimates, note = read_stems(reference, estimate)
-    with TerminalProgress() as progress, progress.stage("measuring", 1):
+    with TerminalProgress() as progress, progress.stage("measuring", 1) as advance:
         compute = start_jax(Backend("cpu", cache, no_cache))
         names = [str(path) for path in reference], [str(path) for path in estimate]
         document = compute.evaluation_document(references, estimates, *names) | {"note": note}
-        progress.advance("measuring")
+        advance()
     if as_json:
         _print_json(document)
     else:
@@ -333,9 +333,9 @@ def spectrogram(
     with new_file(output, force) as draft, TerminalProgress() as progress:
         samples, sample_rate = read_audio(mixture)
         compute = start_jax(Backend(device, cache, no_cache))
-        with progress.stage("spectrogram", 1):
+        with progress.stage("spectrogram", 1) as advance:
             compute.spectrogram_figure(samples, sample_rate, draft, kind=kind, title=mixture.name)
-            progress.advance("spectrogram")
+            advance()
 
 
 @app.command()

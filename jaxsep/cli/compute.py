@@ -15,7 +15,7 @@ from jaxsep.report.plots import overview
 from jaxsep.report.spectrograms import spectrogram_figure as spectrogram_figure
 from jaxsep.results.document import evaluation_document as evaluation_document
 from jaxsep.results.write import write_results as write_results
-from jaxsep.separation import neural, parts, separate
+from jaxsep.separation import neural, separate
 from jaxsep.separation.result import Separation
 from jaxsep.separation.settings import SeparationSettings
 from jaxsep.tones.dictionary import Dictionary
@@ -43,10 +43,9 @@ def separate_at_once(
         separation = neural.separate_neural(samples, sample_rate, num_instruments, **options)
     else:
         separation = separate.separate(samples, sample_rate, num_instruments, **options)
-    progress = options["progress"]
-    with progress.stage("overview", 1):
+    with options["progress"].stage("overview", 1) as advance:
         overview(separation, samples, sample_rate, folder / "overview.png")
-        progress.advance("overview")
+        advance()
     yield samples, separation
 
 
@@ -57,7 +56,9 @@ def separate_in_parts(
     begin, drawn = 0, False
     with Recording(recording) as source:
         rate = source.sample_rate
-        for part in parts.separate_parts(recording, num_instruments, seconds=seconds, **_options(**request)):
+        for part in separate.separate_parts(
+            recording, num_instruments, seconds=seconds, **_options(**request)
+        ):
             length = part.stems.shape[-1]
             samples = source.read(begin, begin + -(-length // rate))[:, :length]
             if not drawn and samples.any():

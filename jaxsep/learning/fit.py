@@ -1,4 +1,4 @@
-"""The dictionary, or the timbre, that explains a recording best at given tones."""
+"""The dictionary that explains a recording best at given tones, with or without a timbre."""
 
 from collections.abc import Callable
 
@@ -6,12 +6,12 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Float
 
-from jaxsep.numerics.devices import chunk_size, parallel_map
+from jaxsep.numerics.devices import over_chunks
 from jaxsep.pursuit.loss import LiftedLoss
 from jaxsep.pursuit.refinement import pack
-from jaxsep.tones.dictionary import Timbre
+from jaxsep.tones.dictionary import Dictionary
 from jaxsep.tones.tones import Tones
 
 __all__ = ["fit_dictionary", "fit_timbre"]
@@ -40,11 +40,13 @@ def fit_dictionary(
     objective: LiftedLoss,
     spectra: Float[np.ndarray, "frames bins"],
     tones: Tones,
-    harmonics: Float[Array, "instruments harmonics"],
+    dictionary: Dictionary,
     *,
     max_steps: int = _MAX_STEPS,
-) -> Float[Array, "instruments harmonics"]:
-    """The dictionary of least mean loss at given tones, by Levenberg–Marquardt over all frames at once.
+) -> Dictionary:
+    """The harmonics of least mean loss at given tones, whatever the pitch.
+
+    By Levenberg–Marquardt over all frames at once.
 
     The unknowns are the harmonics to the power q: so the lifted spectrum of partials that do not overlap is
     linear in them, as it is in the tones' amplitudes.
@@ -53,59 +55,60 @@ def fit_dictionary(
         objective: the lifted loss.
         spectra: magnitudes with a peak of about 1.
         tones: of every frame, `[frames, slots]`.
-        harmonics: rows to begin with; those of an instrument that does not play stay as they are.
+        dictionary: to begin with; an instrument that does not play stays as it is.
         max_steps: at most so many evaluations of all frames.
 
-    Returns: rows; their peaks are where the tones' amplitudes put them, near 1.
+    Returns: harmonics whose peaks are where the tones' amplitudes put them, near 1.
 
     Example:
         >>> partial = lambda place: jnp.exp(-0.5 * ((jnp.arange(1024.0) - place) / 1.91) ** 2)
         >>> spectra = (partial(400.25) + 0.5 * partial(502.65))[None]  # an octave is 102.4 bins
-        >>> values = (jnp.full((1, 1), x) for x in (1.0, 400.25, 1.91, 0.0))
-        >>> tones = jaxsep.Tones(*values, jnp.zeros((1, 1), int), jnp.ones((1, 1), bool))
-        >>> start = jnp.array([[0.8, 0.8]])
-        >>> print(jaxsep.fit_dictionary(jaxsep.LiftedLoss(), np.asarray(spectra), tones, start).round(2))
+        >>> tones = jaxsep.Tones.plain(jnp.ones((1, 1)), jnp.array([[400.25]]), jnp.array([[0]]))
+        >>> start = jaxsep.Dictionary(jnp.array([[0.8, 0.8]]))
+        >>> found = jaxsep.fit_dictionary(jaxsep.LiftedLoss(), np.asarray(spectra), tones, start)
+        >>> print(found.harmonics.round(2))
         [[1.  0.5]]
     """
-    rows = np.asarray(harmonics)
+    rows = np.asarray(dictionary.harmonics)
     mixing = np.eye(rows.shape[0], dtype=spectra.dtype)[np.asarray(tones.instrument)]
     free = np.zeros((rows.shape[0], rows.shape[0]))
-    return jnp.asarray(_fit(objective, spectra, tones, mixing, rows, free, max_steps))
+    return Dictionary(jnp.asarray(_fit(objective, spectra, tones, mixing, rows, free, max_steps)))
 
 
 def fit_timbre(
     objective: LiftedLoss,
     spectra: Float[np.ndarray, "frames bins"],
     tones: Tones,
-    harmonics: Float[Array, "instruments harmonics"],
+    dictionary: Dictionary,
     *,
     stiffness: float = _STIFFNESS,
-) -> Timbre:
+) -> Dictionary:
     """As `fit_dictionary`, with harmonics that change smoothly with the pitch.
 
     Arguments:
         objective: the lifted loss.
         spectra: magnitudes with a peak of about 1.
         tones: of every frame, `[frames, slots]`.
-        harmonics: rows to begin with, and those of instruments that do not play.
+        dictionary: its harmonics, whatever the pitch, begin; they stay beside those at each pitch, and are
+            those of instruments that do not play.
         stiffness: what ties the harmonics at neighbouring pitches together, relative to how much the tones
             say about those at one pitch.
 
     Example:
         >>> partial = lambda place: jnp.exp(-0.5 * ((jnp.arange(1024.0) - place) / 1.91) ** 2)
         >>> spectra = (partial(400.25) + 0.5 * partial(502.65))[None]  # an octave is 102.4 bins
-        >>> values = (jnp.full((1, 1), x) for x in (1.0, 400.25, 1.91, 0.0))
-        >>> tones = jaxsep.Tones(*values, jnp.zeros((1, 1), int), jnp.ones((1, 1), bool))
-        >>> start = jnp.array([[0.8, 0.8]])
-        >>> timbre = jaxsep.fit_timbre(jaxsep.LiftedLoss(), np.asarray(spectra), tones, start)
-        >>> print(timbre.of(tones).round(2))
+        >>> tones = jaxsep.Tones.plain(jnp.ones((1, 1)), jnp.array([[400.25]]), jnp.array([[0]]))
+        >>> start, axis = jaxsep.Dictionary(jnp.array([[0.8, 0.8]])), jaxsep.LogAxis()
+        >>> found = jaxsep.fit_timbre(jaxsep.LiftedLoss(), np.asarray(spectra), tones, start)
+        >>> print(found.of(tones, axis).round(2))
         [[[1.  0.5]]]
     """
-    number, pitches = harmonics.shape[0], _PITCHES
-    rows = np.repeat(np.asarray(harmonics)[:, None], pitches, axis=1)
-    start = Timbre(jnp.asarray(rows), objective.axis)
+    number, pitches, axis = dictionary.num_instruments, _PITCHES, objective.axis
+    rows = np.repeat(np.asarray(dictionary.harmonics)[:, None], pitches, axis=1)
+    places = axis.to_hz(jnp.linspace(0, axis.num_bins - 1, pitches, dtype=rows.dtype))
+    start = Dictionary(dictionary.harmonics, jnp.asarray(rows), places)
     own = np.eye(number)[np.asarray(tones.instrument)]
-    mixing = own[..., None] * np.asarray(start.weights(jnp.asarray(tones.fundamental)))[..., None, :]
+    mixing = own[..., None] * np.asarray(start.shares(tones, axis))[..., None, :]
     mixing = mixing.reshape(*mixing.shape[:2], -1).astype(spectra.dtype)
 
     # Pitches that are played; the others become like the nearest one that is.
@@ -126,7 +129,7 @@ def fit_timbre(
         if mine.size:
             distance = np.abs(chosen[mine] % pitches - np.arange(pitches)[:, None])
             rows[instrument] = fitted[mine[np.argmin(distance, axis=1)]]
-    return Timbre(jnp.asarray(rows), objective.axis)
+    return Dictionary(dictionary.harmonics, jnp.asarray(rows), places)
 
 
 def _fit(objective, spectra, tones, mixing, rows, ties, max_steps):
@@ -182,21 +185,17 @@ def _step(roots, hessian, gradient, damping, least):
 
 def _sum_over_frames(objective, spectra, tones, mixing) -> Callable[[np.ndarray], tuple]:
     """Loss, Gauss–Newton matrix and gradient by the roots of the rows, as a function of these."""
-    lift, size = objective.lift, chunk_size()
+    lift = objective.lift
 
     def evaluate(roots):
         rows = jnp.asarray(roots ** (1 / lift), spectra.dtype)
 
-        def chunk(start):
-            frames = np.arange(start, start + size)
-            within = np.minimum(frames, spectra.shape[0] - 1)
-            here = jax.tree.map(lambda x: jnp.asarray(np.asarray(x)[within]), (spectra, tones, mixing))
-            weights = jnp.asarray(frames < spectra.shape[0], spectra.dtype)
-            parts = _equations(objective, *here, rows, weights)
-            return [np.asarray(part, np.float64) for part in parts]
+        def chunk(frames, exist):
+            here = jax.tree.map(lambda x: jnp.asarray(np.asarray(x)[frames]), (spectra, tones, mixing))
+            return _equations(objective, *here, rows, jnp.asarray(exist, spectra.dtype))
 
-        parts = parallel_map(chunk, range(0, spectra.shape[0], size))
-        loss, hessian, gradient = map(sum, zip(*parts, strict=True))
+        parts = zip(*over_chunks(chunk, spectra.shape[0]), strict=True)
+        loss, hessian, gradient = (sum(part.astype(np.float64) for part in kind) for kind in parts)
         by_root = (roots ** (1 / lift - 1) / lift).reshape(-1)
         hessian = hessian.reshape(by_root.size, -1)
         return loss, hessian * np.outer(by_root, by_root), gradient.reshape(-1) * by_root

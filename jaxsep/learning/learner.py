@@ -7,12 +7,12 @@ import optax
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from jaxsep.learning.adam import InstrumentAdamState, instrument_adam, reset_instruments
-from jaxsep.learning.octaves import raised
+from jaxsep.learning.octaves import raise_octaves
 from jaxsep.numerics.dot import dot
 from jaxsep.pursuit.loss import LiftedLoss
 from jaxsep.pursuit.refinement import pack
 from jaxsep.pursuit.tone_pursuit import TonePursuit
-from jaxsep.tones.dictionary import NUM_HARMONICS, random_instruments
+from jaxsep.tones.dictionary import NUM_HARMONICS, harmonics_of, random_instruments
 from jaxsep.tones.tones import Tones
 
 __all__ = ["DictionaryLearner", "LearnerState", "mean_loss", "similarity"]
@@ -34,7 +34,7 @@ class DictionaryLearner(eqx.Module):
     the modified Adam on the mean loss at the tones found. Every `lifetime` calls the half of the
     candidates with the smallest average amplitude is drawn anew; the weaker of two candidates that have
     become the same instrument counts as the smallest. A candidate that sounds at every second or third
-    harmonic alone becomes what it is, an instrument that plays an octave or a twelfth higher (`raised`).
+    harmonic alone becomes what it is, an instrument an octave or a twelfth higher (`raise_octaves`).
 
     Arguments:
         pursuit: finds the tones of each minibatch.
@@ -110,7 +110,7 @@ class DictionaryLearner(eqx.Module):
             return jnp.clip(optax.apply_updates(rows, change), 0, 1), moments
 
         rows, moments = jax.lax.fori_loop(0, self.descents, descend, (state.harmonics, state.moments))
-        rows, factor = raised(rows)
+        rows, factor = raise_octaves(rows)
         moments = reset_instruments(moments, factor > 1)
         played = jax.nn.one_hot(result.tones.instrument, rows.shape[0], dtype=rows.dtype)
         heard = jnp.where(result.tones.active, result.tones.amplitude, 0)
@@ -163,10 +163,7 @@ def mean_loss(
     harmonics: Float[Array, "instruments harmonics"],
 ) -> Float[Array, ""]:
     """Mean lifted loss of frames at given tones, as a function of the dictionary."""
-    theta = pack(tones, objective.lift)
-    # Not `harmonics[tones.instrument]`, whose derivative adds up in any order on accelerators.
-    rows = dot(jax.nn.one_hot(tones.instrument, harmonics.shape[0], dtype=harmonics.dtype), harmonics)
-    model = jax.vmap(objective.model)(theta, rows)
+    model = jax.vmap(objective.model)(pack(tones, objective.lift), harmonics_of(tones, harmonics))
     residual = objective.lifted(model) - objective.lifted(spectra)
     return 0.5 * jnp.mean(jnp.sum(residual**2, axis=1))
 

@@ -4,13 +4,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-__all__ = ["raised"]
+__all__ = ["raise_octaves"]
 
 #: Part of an instrument's energy up to which the harmonics between the multiples of one are rounding.
 _NOTHING = 0.01
 
 
-def raised(
+def raise_octaves(
     harmonics: Float[Array, "instruments harmonics"],
 ) -> tuple[Float[Array, "instruments harmonics"], Int[Array, " instruments"]]:
     """Rows in which no instrument sounds at every second or third harmonic alone, and its new fundamental.
@@ -26,7 +26,7 @@ def raised(
     the new one: 1, 2, 3, 4, 6 or 12.
 
     Example:
-        >>> rows, factor = raised(jnp.array([[0.02, 1.0, 0.01, 0.5], [1.0, 0.5, 0.2, 0.1]]))
+        >>> rows, factor = raise_octaves(jnp.array([[0.02, 1.0, 0.01, 0.5], [1.0, 0.5, 0.2, 0.1]]))
         >>> print(rows[0].round(2), factor)
         [1.  0.5 0.  0. ] [2 1]
     """

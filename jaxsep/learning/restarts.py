@@ -64,13 +64,10 @@ def learn_dictionaries(
     spread = np.unique(np.linspace(0, useful.shape[0] - 1, _VALIDATION_FRAMES).round().astype(int))
     validation = np.asarray(useful[spread])
     name = "learning the instruments"
-    with progress.stage(name, num_restarts * (learner.calls + learner.polish)):
+    with progress.stage(name, num_restarts * (learner.calls + learner.polish)) as advance:
 
         def run(seed):
-            def advance(loss):
-                progress.advance(name, f"loss {loss:.3f}")
-
-            harmonics = _learn(useful, learner, advance, key=seed)
+            harmonics = _learn(useful, learner, lambda loss: advance(f"loss {loss:.3f}"), key=seed)
             return Restart(harmonics, float(_relative_loss(learner.pursuit, validation, harmonics)))
 
         restarts = list(parallel_map(run, jax.random.split(key, num_restarts)))

@@ -7,7 +7,7 @@ from jaxtyping import Array, Complex, Float, Int
 
 from jaxsep.numerics.dot import dot
 from jaxsep.signal.axes import LinearAxis
-from jaxsep.signal.gaussians import add_windows, window_offsets
+from jaxsep.signal.gaussians import Windowed, gaussian
 
 __all__ = ["RIDGE", "Partials", "fit_harmonics", "safe_abs", "safe_phase"]
 
@@ -30,7 +30,7 @@ class Partials(eqx.Module):
     nearest: Int[Array, " harmonics"]
     position: Float[Array, " harmonics"]
     width: Float[Array, ""]
-    axis: LinearAxis
+    bins: Windowed
 
     @classmethod
     def of(
@@ -46,27 +46,19 @@ class Partials(eqx.Module):
         inside = (position > -0.5) & (position < axis.num_bins - 0.5)
         # Far outside, where f_h may be huge, only zeros are evaluated.
         position = jnp.where(inside, position, 0)
-        nearest = jnp.round(jax.lax.stop_gradient(position)).astype(jnp.int32)
-        distance = (nearest - position)[:, None] + window_offsets(position.dtype)
-        # Bins below 0 do not exist: what a window reaches there is dropped when adding, and not correlated.
-        exists = (nearest[:, None] + window_offsets(position.dtype).astype(jnp.int32)) >= 0
-        windows = jnp.where(inside[:, None] & exists, jnp.exp(-0.5 * (distance / width) ** 2), 0)
-        return cls(windows, nearest, position, width, axis)
+        bins = Windowed(axis.num_bins)
+        distance, nearest = bins.distances(position)
+        return cls(jnp.where(inside[:, None], gaussian(distance / width), 0), nearest, position, width, bins)
 
     def add(self, amplitude: Complex[Array, " harmonics"]) -> Complex[Array, " bins"]:
         """`Σ_h amplitude_h g_h`."""
         values = amplitude[:, None] * self.windows
         both = jnp.stack([values.real, values.imag])
-        add = lambda x: add_windows(x, self.nearest, self.axis.num_bins)[0]
-        real, imag = jax.vmap(add)(both)
-        return jax.lax.complex(real, imag)
+        return jax.lax.complex(*self.bins.add(both, jnp.stack([self.nearest] * 2)))
 
     def correlate(self, spectrum: Complex[Array, " bins"]) -> Complex[Array, " harmonics"]:
         """`⟨g_h, spectrum⟩`."""
-        reach = self.windows.shape[1] // 2
-        padded = jnp.pad(spectrum, reach)
-        index = self.nearest[:, None] + jnp.arange(self.windows.shape[1])
-        return jnp.sum(self.windows * padded[index], axis=1)
+        return jnp.sum(self.windows * self.bins.near(spectrum, self.nearest), axis=1)
 
 
 def fit_harmonics(partials: Partials, spectrum: Complex[Array, " bins"]) -> Complex[Array, " harmonics"]:

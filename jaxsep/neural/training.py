@@ -76,8 +76,7 @@ class Trainer(eqx.Module):
     @property
     def axis(self) -> LinearAxis:
         """All bins but the Nyquist bin."""
-        n_fft = self.stft.n_fft
-        return LinearAxis(n_fft // 2, self.settings.rate / n_fft)
+        return self.stft.axis(self.settings.rate)
 
     @property
     def estimator(self) -> Estimator:

@@ -156,7 +156,7 @@ def _levels_and_pitches(tones, dictionary):
     # NaN fails both comparisons.
     used = np.asarray(tones.active) & (amplitude > 0) & (fundamental > 0)
     # The spectrogram of a sinusoid of amplitude 1 has ½.
-    loudness = 2 * np.linalg.norm(np.asarray(dictionary.harmonics), axis=1)[instrument]
+    loudness = 2 * np.linalg.norm(np.asarray(dictionary.of(tones)), axis=-1)
     level = np.full(used.shape, -np.inf)
     level[used] = 20 * np.log10(amplitude[used].astype(float) * loudness[used])
     pitch = to_midi(np.where(used, fundamental, 440))

@@ -12,7 +12,7 @@ import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import PyTree
 
-__all__ = ["chunk_size", "over_frames", "parallel_map"]
+__all__ = ["chunk_size", "map_chunks", "num_chunks", "over_chunks", "over_frames", "parallel_map"]
 
 
 def chunk_size() -> int:
@@ -63,6 +63,48 @@ def over_frames(
         return jax.tree.map(lambda x: x[:num_frames], found) if extra else found
 
     return mapped
+
+
+def num_chunks(num_frames: int) -> int:
+    """How many chunks `over_chunks` makes of so many frames."""
+    return -(-num_frames // chunk_size())
+
+
+def over_chunks(
+    function: Callable[[np.ndarray, np.ndarray], PyTree],
+    num_frames: int,
+    advance: Callable[[], None] = lambda: None,
+    *,
+    one_at_a_time: bool = False,
+) -> Iterator[PyTree]:
+    """Results of a function of each chunk of frames, on the host and in order; chunks run side by side.
+
+    Arguments:
+        function: of the indices of `chunk_size` frames, of which the last is repeated to fill up the last
+            chunk, so that one compiled program serves all; and of which of them exist.
+        num_frames: at least 1.
+        advance: is called after each chunk, from any thread.
+        one_at_a_time: for programs that could wait for each other (see the README's "Developing").
+    """
+
+    def run(first):
+        frames = np.arange(first, first + chunk_size())
+        found = function(np.minimum(frames, num_frames - 1), frames < num_frames)
+        found = jax.tree.map(np.asarray, found)  # waits for it
+        advance()
+        return found
+
+    return (map if one_at_a_time else parallel_map)(run, range(0, num_frames, chunk_size()))
+
+
+def map_chunks(
+    function: Callable[..., PyTree], *arrays: PyTree, advance: Callable[[], None] = lambda: None
+) -> PyTree:
+    """`function(*arrays)` by chunks of frames, which the first axis counts, of arrays on the host."""
+    num_frames = jax.tree.leaves(arrays)[0].shape[0]
+    here = lambda frames, _: function(*jax.tree.map(lambda x: jnp.asarray(np.asarray(x)[frames]), arrays))
+    parts = over_chunks(here, num_frames, advance)
+    return jax.tree.map(lambda *x: np.concatenate(x)[:num_frames], *parts)
 
 
 def parallel_map(function: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxsep.signal.axes import LogAxis
-from jaxsep.signal.gaussians import add_windows, window_offsets
+from jaxsep.signal.gaussians import sum_gaussians
+from jaxsep.tones.rendering import partials_of, tangents
 
 __all__ = ["LiftedLoss", "power"]
 
@@ -44,27 +45,28 @@ class LiftedLoss(eqx.Module):
         return power(spectrum + self.offset, self.lift)
 
     def model(
-        self, theta: Float[Array, "tones 4"], harmonics: Float[Array, "tones harmonics"]
+        self, theta: Float[Array, "tones parameters"], harmonics: Float[Array, "tones harmonics"]
     ) -> Float[Array, " bins"]:
-        """Spectrum `Y_θ` of packed tones: rows (a^q, fundamental, width, inharmonicity)."""
+        """Spectrum `Y_θ` of packed tones: the parameters of each, with a^q in place of the amplitude."""
         return self.spectrum(power(theta[:, 0], 1 / self.lift), theta, harmonics)
 
     def spectrum(
         self,
         amplitude: Float[Array, " tones"],
-        theta: Float[Array, "tones 4"],
+        theta: Float[Array, "tones parameters"],
         harmonics: Float[Array, "tones harmonics"],
     ) -> Float[Array, " bins"]:
         """As `model`, with the amplitudes a themselves in place of the first column."""
-        windowed, dense = partial(_windowed_model, self.axis), partial(_dense_model, self.axis)
-        return jax.lax.platform_dependent(amplitude, theta, harmonics, cpu=windowed, default=dense)
+        height, position, width = partials_of(theta, harmonics, self.axis)
+        flat = [x.reshape(-1) for x in (amplitude[:, None] * height, position, width)]
+        return sum_gaussians(*flat, self.axis.num_bins)
 
     def normal_equations(
         self,
-        theta: Float[Array, "tones 4"],
+        theta: Float[Array, "tones parameters"],
         harmonics: Float[Array, "tones harmonics"],
         target: Float[Array, " bins"],
-    ) -> tuple[Float[Array, ""], Float[Array, "parameters parameters"], Float[Array, " parameters"]]:
+    ) -> tuple[Float[Array, ""], Float[Array, "unknowns unknowns"], Float[Array, " unknowns"]]:
         """`L`, `JᵀJ` and `Jᵀr` at packed tones, all from one evaluation of the partials.
 
         The first parameter is a^q rather than a: the lifted spectrum of a single tone is linear in it.
@@ -74,12 +76,11 @@ class LiftedLoss(eqx.Module):
             harmonics: each tone's row of the dictionary.
             target: the lifted spectrum to explain.
         """
-        windowed, dense = partial(_windowed_columns, self.axis), partial(_dense_columns, self.axis)
-        columns = jax.lax.platform_dependent(theta, harmonics, cpu=windowed, default=dense)
-
+        columns = tangents(theta, harmonics, self.axis)
         root = power(theta[:, 0], 1 / self.lift - 1)
         amplitude = theta[:, 0] * root
-        scale = jnp.stack([root / self.lift, amplitude, amplitude, amplitude], axis=1)
+        others = jnp.repeat(amplitude[:, None], theta.shape[1] - 1, axis=1)
+        scale = jnp.concatenate([(root / self.lift)[:, None], others], axis=1)
         model = jnp.sum(amplitude[:, None] * columns[:, 0], axis=0)
         lifted = self.lifted(model)
         residual = lifted - target
@@ -91,7 +92,7 @@ class LiftedLoss(eqx.Module):
 
     def row_equations(
         self,
-        theta: Float[Array, "frames tones 4"],
+        theta: Float[Array, "frames tones parameters"],
         mixing: Float[Array, "frames tones rows"],
         rows: Float[Array, "rows harmonics"],
         spectra: Float[Array, "frames bins"],
@@ -123,8 +124,8 @@ class LiftedLoss(eqx.Module):
         """Spectra `[tones, harmonics, bins]` of each harmonic of each tone, as loud as the tone."""
         amplitude = power(theta[:, 0], 1 / self.lift)[:, None]
         heights = jnp.broadcast_to(amplitude, (theta.shape[0], num_harmonics))
-        windowed, dense = partial(_windowed_atoms, self.axis), partial(_dense_atoms, self.axis)
-        return jax.lax.platform_dependent(theta, heights, cpu=windowed, default=dense)
+        alone = [x[..., None] for x in partials_of(theta, heights, self.axis)]
+        return sum_gaussians(*alone, self.axis.num_bins)
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(1,))
@@ -153,72 +154,3 @@ def _power_jvp(exponent, primals, tangents):
     safe = jnp.where(positive, x, 1)
     root = power(safe, exponent)  # its own derivative has to be safe as well
     return value, jnp.where(positive, exponent * root / safe, 0) * change
-
-
-# ---- Partials where they are on CPUs, and in all bins on accelerators --------------------------------------
-#
-# Additions that meet in one bin are slow there, and happen in any order: no two results would be equal.
-
-
-def _windowed_model(axis, amplitude, theta, harmonics):
-    """Spectrum of tones of these amplitudes."""
-    unit, nearest, _, _ = _unit_windows(axis, theta, harmonics)
-    values = amplitude[:, None, None] * unit
-    return add_windows(values.reshape(-1, values.shape[-1]), nearest.reshape(-1), axis.num_bins)[0]
-
-
-def _dense_model(axis, amplitude, theta, harmonics):
-    unit, _, _ = _unit_partials(axis, theta, harmonics)
-    return jnp.sum(amplitude[:, None, None] * unit, axis=(0, 1))
-
-
-def _windowed_columns(axis, theta, harmonics):
-    """Spectra `[tones, 4, bins]` of unit tones, and derivatives by fundamental, width, inharmonicity."""
-    unit, nearest, scaled, by_inharmonicity = _unit_windows(axis, theta, harmonics)
-    # One contiguous addition per derivative: four times as fast as one with all four interleaved.
-    add = jax.vmap(lambda values, at: add_windows(values, at, axis.num_bins)[0])
-    return jnp.stack([add(part, nearest) for part in _parts(unit, scaled, by_inharmonicity, theta)], axis=1)
-
-
-def _dense_columns(axis, theta, harmonics):
-    unit, scaled, by_inharmonicity = _unit_partials(axis, theta, harmonics)
-    parts = _parts(unit, scaled, by_inharmonicity, theta)
-    return jnp.stack([jnp.sum(part, axis=1) for part in parts], axis=1)
-
-
-def _windowed_atoms(axis, theta, heights):
-    """Spectra `[tones, harmonics, bins]` of partials of these heights."""
-    unit, nearest, _, _ = _unit_windows(axis, theta, heights)
-    row = jnp.arange(nearest.size)
-    values = unit.reshape(-1, unit.shape[-1])
-    return add_windows(values, nearest.reshape(-1), axis.num_bins, row, row.size).reshape(*nearest.shape, -1)
-
-
-def _dense_atoms(axis, theta, heights):
-    return _unit_partials(axis, theta, heights)[0]
-
-
-def _parts(unit, scaled, by_inharmonicity, theta):
-    slope = unit * scaled / theta[:, 2, None, None]
-    return unit, slope, slope * scaled, slope * by_inharmonicity[..., None]
-
-
-def _unit_windows(axis, theta, harmonics):
-    """Windows of the partials of unit tones, their bins, distances / width, d position / d inharmonicity."""
-    position, by_inharmonicity = _positions(axis, theta, harmonics)
-    nearest = jnp.round(position).astype(jnp.int32)
-    scaled = ((nearest - position)[..., None] + window_offsets(theta.dtype)) / theta[:, 2, None, None]
-    return harmonics[..., None] * jnp.exp(-0.5 * scaled**2), nearest, scaled, by_inharmonicity
-
-
-def _unit_partials(axis, theta, harmonics):
-    """As `_unit_windows`, in all bins."""
-    position, by_inharmonicity = _positions(axis, theta, harmonics)
-    scaled = (jnp.arange(axis.num_bins, dtype=theta.dtype) - position[..., None]) / theta[:, 2, None, None]
-    return harmonics[..., None] * jnp.exp(-0.5 * scaled**2), scaled, by_inharmonicity
-
-
-def _positions(axis, theta, harmonics):
-    partials = jax.vmap(lambda f, b: axis.partials(f, b, harmonics.shape[1]))
-    position, _, by_inharmonicity = partials(theta[:, 1], theta[:, 3])
-    return position, by_inharmonicity

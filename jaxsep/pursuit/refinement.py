@@ -9,15 +9,24 @@ from jaxsep.numerics.adjoint import Adjoint, Implicit, Problem, freeze, known
 from jaxsep.numerics.dot import dot
 from jaxsep.numerics.lanes import default_lanes, map_frames, queue, run_lanes
 from jaxsep.pursuit.loss import LiftedLoss, power
-from jaxsep.signal.gaussians import width_bounds
-from jaxsep.tones.tones import MAX_INHARMONICITY, Tones
+from jaxsep.tones.tones import Tones, parameter_bounds, parameters_of
 
-__all__ = ["LevenbergMarquardt", "Refined", "ToneFit", "minimise", "pack", "refine", "unpack"]
+__all__ = [
+    "LevenbergMarquardt",
+    "Refinement",
+    "ToneFit",
+    "differentiable",
+    "minimise",
+    "pack",
+    "prune",
+    "refine",
+    "unpack",
+]
 
 _MAX_DAMPING = 1e8
 
 
-class Refined(eqx.Module):
+class Refinement(eqx.Module):
     """Tones at a minimum of the lifted loss of each frame, the loss, and the solver's steps."""
 
     tones: Tones
@@ -55,14 +64,36 @@ class LevenbergMarquardt(eqx.Module):
     adjoint: Adjoint = Implicit()
 
 
+class ToneFit(eqx.Module):
+    """How the tones of a frame are fitted, whatever proposes them: a `TonePursuit` is one that selects them.
+
+    Arguments:
+        objective: the lifted loss and its axis.
+        tones_per_instrument: tones that each instrument may play at a time, at least 1.
+        solver: how the tones are refined.
+
+    Example:
+        >>> jaxsep.ToneFit(tones_per_instrument=2).objective.axis.num_bins
+        1024
+    """
+
+    objective: LiftedLoss = LiftedLoss()
+    tones_per_instrument: int = eqx.field(static=True, default=1)
+    solver: LevenbergMarquardt = LevenbergMarquardt()
+
+    def __check_init__(self):
+        if self.tones_per_instrument < 1:
+            raise ValueError(f"tones_per_instrument: expected at least 1, got {self.tones_per_instrument}")
+
+
 class Descent(eqx.Module):
     """State of one minimisation: the best parameters with their model, and the trial to evaluate next."""
 
-    theta: Float[Array, "tones 4"]
+    theta: Float[Array, "tones parameters"]
     loss: Float[Array, ""]
-    hessian: Float[Array, "parameters parameters"]
-    gradient: Float[Array, " parameters"]
-    trial: Float[Array, "tones 4"]
+    hessian: Float[Array, "unknowns unknowns"]
+    gradient: Float[Array, " unknowns"]
+    trial: Float[Array, "tones parameters"]
     predicted: Float[Array, ""]  # decrease that the quadratic model promises for the trial
     damping: Float[Array, ""]
     growth: Float[Array, ""]
@@ -71,7 +102,7 @@ class Descent(eqx.Module):
     ended: Bool[Array, ""]
 
 
-def start_descent(solver: LevenbergMarquardt, theta: Float[Array, "tones 4"]) -> Descent:
+def start_descent(solver: LevenbergMarquardt, theta: Float[Array, "tones parameters"]) -> Descent:
     """The state before the first evaluation."""
     dtype, size = theta.dtype, theta.size
     infinite = jnp.array(jnp.inf, dtype)
@@ -146,7 +177,7 @@ def _free(theta, hessian, gradient, active):
     here, low, high = theta.reshape(-1), lower.reshape(-1), upper.reshape(-1)
     held = ((here <= low) & (gradient > 0)) | ((here >= high) & (gradient < 0))
     # A parameter without curvature (a tone of amplitude 0) cannot move.
-    return jnp.repeat(active, 4) & ~held & (jnp.diagonal(hessian) > 0)
+    return jnp.repeat(active, theta.shape[-1]) & ~held & (jnp.diagonal(hessian) > 0)
 
 
 def _propose(theta, hessian, gradient, active, damping):
@@ -164,36 +195,28 @@ def _propose(theta, hessian, gradient, active, damping):
 
 
 def _bounds(theta):
-    narrow, wide = width_bounds()
-    infinity = float("inf")
-    lower = jnp.array([0, -infinity, narrow, 0], theta.dtype)
-    upper = jnp.array([infinity, infinity, wide, MAX_INHARMONICITY], theta.dtype)
-    return jnp.broadcast_to(lower, theta.shape), jnp.broadcast_to(upper, theta.shape)
+    return tuple(jnp.broadcast_to(bound, theta.shape) for bound in parameter_bounds(theta.dtype))
 
 
-def pack(tones: Tones, lift: float) -> Float[Array, "*frames tones 4"]:
-    """Parameters of the solver: (a^q, fundamental, width, inharmonicity), within their bounds."""
-    theta = _stack(tones.amplitude, tones.fundamental, tones.width, tones.inharmonicity, tones.active, lift)
+def pack(tones: Tones, lift: float) -> Float[Array, "*frames tones parameters"]:
+    """The solver's unknowns: the parameters within their bounds, with a^q in place of the amplitude."""
+    theta = _lifted(parameters_of(tones), tones.active, lift)
     return jnp.clip(theta, *_bounds(theta))
 
 
-def _stack(amplitude, fundamental, width, inharmonicity, active, lift):
-    lifted = power(jnp.where(active, amplitude, 0), lift)
-    return jnp.stack([lifted, fundamental, width, inharmonicity], axis=-1)
+def _lifted(parameters, active, lift):
+    amplitude = power(jnp.where(active, parameters[..., 0], 0), lift)
+    return jnp.concatenate([amplitude[..., None], parameters[..., 1:]], axis=-1)
 
 
 def unpack(
-    theta: Float[Array, "*frames tones 4"], tones: Tones, lift: float, active: Bool[Array, "*frames tones"]
+    theta: Float[Array, "*frames tones parameters"],
+    tones: Tones,
+    lift: float,
+    active: Bool[Array, "*frames tones"],
 ) -> Tones:
-    """Tones with the parameters of the solver and the instruments of `tones`."""
-    return Tones(
-        amplitude=jnp.where(active, power(theta[..., 0], 1 / lift), 0),
-        fundamental=theta[..., 1],
-        width=theta[..., 2],
-        inharmonicity=theta[..., 3],
-        instrument=tones.instrument,
-        active=active,
-    )
+    """Tones with the unknowns of the solver and the instruments of `tones`."""
+    return tones.moved(_lifted(theta, active, 1 / lift), active)
 
 
 def prune(
@@ -219,31 +242,29 @@ class _Job(eqx.Module):
 def refine(
     spectra: Float[Array, "frames bins"],
     tones: Tones,
-    dictionary: Float[Array, "instruments harmonics"],
+    harmonics: Float[Array, "frames tones harmonics"],
     objective: LiftedLoss,
     *,
     solver: LevenbergMarquardt = LevenbergMarquardt(),
     tones_per_instrument: int | None = None,
     frames: Bool[Array, " frames"] | None = None,
     goal: Float[Array, " frames"] | None = None,
-    num_lanes: int | None = None,
-) -> Refined:
+) -> Refinement:
     """Minimises the lifted loss of every frame over the parameters of its tones (P1, sparse pursuit).
 
-    The tones and their loss can be differentiated by the spectra and the dictionary (see `Adjoint`). They do
+    The tones and their loss can be differentiated by the spectra and the harmonics (see `Adjoint`). They do
     not depend on where the descent began: by the starting point the derivative is 0.
 
     Arguments:
         spectra: nonnegative, peak about 1.
         tones: the starting point, `[frames, tones]`.
-        dictionary: relative amplitudes of the harmonics.
+        harmonics: relative amplitudes of the harmonics of each tone, as for `render`; they stay as they are.
         objective: the lifted loss and its axis.
         solver: how to minimise, and to differentiate.
         tones_per_instrument: if given, tones beyond so many per instrument are dropped at the minimum, the
             quietest first, and the rest is refined again.
         frames: which frames to refine; the others keep their tones, with infinite loss.
         goal: the descent of a frame ends early once it clearly cannot get below this loss.
-        num_lanes: frames iterated at once (default: what suits the platform).
 
     Returns: tones at which the loss is not above that of the start (of what pruning left, if it took
     tones away), the loss, and the number of evaluations.
@@ -251,44 +272,41 @@ def refine(
     Example:
         >>> partial = lambda place: jnp.exp(-0.5 * ((jnp.arange(1024.0) - place) / 1.91) ** 2)
         >>> spectra = (partial(400.25) + 0.5 * partial(502.65))[None]  # an octave is 102.4 bins
-        >>> values = 0.8, 401.0, 1.91, 0.0  # amplitude, fundamental, width, inharmonicity
-        >>> fields = (jnp.full((1, 1), x) for x in values)
-        >>> guess = jaxsep.Tones(*fields, instrument=jnp.zeros((1, 1), int), active=jnp.ones((1, 1), bool))
-        >>> found = jaxsep.refine(spectra, guess, jnp.array([[1.0, 0.5]]), jaxsep.LiftedLoss())
+        >>> guess = jaxsep.Tones.plain(*jnp.array([[[0.8]], [[401.0]]]), jnp.array([[0]]))  # [frames, tones]
+        >>> found = jaxsep.refine(spectra, guess, jnp.array([[[1.0, 0.5]]]), jaxsep.LiftedLoss())
         >>> print(found.tones.fundamental[0, 0].round(2), found.tones.amplitude[0, 0].round(2))
         400.25 1.0
     """
     found = minimise(
-        *freeze((spectra, tones, dictionary, objective)),
+        *freeze((spectra, tones, harmonics, objective)),
         solver=freeze(solver),
         tones_per_instrument=tones_per_instrument,
         frames=frames,
         goal=freeze(goal),
-        num_lanes=num_lanes,
     )
     moving = found.tones.active if frames is None else found.tones.active & frames[:, None]
     tones, loss = differentiable(
-        found.tones, found.loss, moving, spectra, dictionary, objective, solver.adjoint
+        found.tones, found.loss, moving, spectra, harmonics, objective, solver.adjoint
     )
-    return Refined(tones, loss, found.steps)
+    return Refinement(tones, loss, found.steps)
 
 
 def minimise(
     spectra: Float[Array, "frames bins"],
     tones: Tones,
-    dictionary: Float[Array, "instruments harmonics"],
+    harmonics: Float[Array, "frames tones harmonics"],
     objective: LiftedLoss,
     *,
     solver: LevenbergMarquardt = LevenbergMarquardt(),
     tones_per_instrument: int | None = None,
     frames: Bool[Array, " frames"] | None = None,
     goal: Float[Array, " frames"] | None = None,
-    num_lanes: int | None = None,
-) -> Refined:
+) -> Refinement:
     """What `refine` does, without derivatives; arguments as there."""
     num_frames = spectra.shape[0]
     target = objective.lifted(spectra)
     theta = pack(tones, objective.lift)
+    empty = parameters_of(Tones.empty((1,), theta.dtype))
     order, count = queue(jnp.ones(num_frames, bool) if frames is None else frames)
 
     def keeps(job, frame):
@@ -303,13 +321,11 @@ def minimise(
         # A minimisation that ended with too many tones begins again with those that stay.
         stay = keeps(job, frame)
         again = job.descent.ended & jnp.any(stay != job.active)
-        thinned = jnp.where(stay[:, None], job.descent.theta, jnp.array([0.0, 0, 1, 0], theta.dtype))
-        restart = start_descent(solver, jnp.clip(thinned, *_bounds(thinned)))
+        restart = start_descent(solver, jnp.where(stay[:, None], job.descent.theta, empty))
         descent = jax.tree.map(lambda new, old: jnp.where(again, new, old), restart, job.descent)
         active = jnp.where(again, stay, job.active)
         spent = job.spent + jnp.where(again, job.descent.steps, 0)
-        harmonics = dictionary[tones.instrument[frame]]
-        descent = step_descent(solver, objective, descent, active, harmonics, target[frame])
+        descent = step_descent(solver, objective, descent, active, harmonics[frame], target[frame])
         if goal is not None:
             hopeless = (descent.loss > goal[frame]) & (descent.decrease < _HOPELESS)
             descent = eqx.tree_at(lambda d: d.ended, descent, descent.ended | hopeless)
@@ -324,7 +340,6 @@ def minimise(
         jnp.full(num_frames, jnp.inf, theta.dtype),
         jnp.zeros(num_frames, jnp.int32),
     )
-    lanes = default_lanes(num_frames) if num_lanes is None else min(num_lanes, num_frames)
     theta, active, loss, steps = run_lanes(
         start,
         step,
@@ -333,50 +348,48 @@ def minimise(
         order,
         count,
         blank,
-        lanes,
+        default_lanes(num_frames),
     )
-    return Refined(unpack(theta, tones, objective.lift, active), loss, steps)
+    return Refinement(unpack(theta, tones, objective.lift, active), loss, steps)
 
 
 #: A descent above its goal that gains less than this per step is given up.
 _HOPELESS = 3e-3
 
 
-class ToneFit(Problem):
-    """Least squares of one frame over (amplitudes, fundamentals, widths, inharmonicities) of its tones.
+class _FrameFit(Problem):
+    """Least squares of one frame over the parameters of its tones, `[tones, parameters]`.
 
-    Data are the spectrum, the instrument of each tone, which of them are active, and which may move.
+    Data are the spectrum, the harmonics of each tone, which of them are active, and which may move.
     """
 
     objective: LiftedLoss
-    dictionary: Float[Array, "instruments harmonics"]
 
     def loss(self, x, data):
         """The lifted loss."""
-        spectrum, instrument, active, _ = data
+        spectrum, harmonics, active, _ = data
         # Not by way of a^q, whose second derivative overflows near 0.
-        amplitude = jnp.where(active, x[0], 0)
-        model = self.objective.spectrum(amplitude, jnp.stack(x, axis=-1), self.dictionary[instrument])
+        amplitude = jnp.where(active, x[:, 0], 0)
+        model = self.objective.spectrum(amplitude, x, harmonics)
         return 0.5 * jnp.sum((self.objective.lifted(model) - self.objective.lifted(spectrum)) ** 2)
 
     def free(self, x, data):
         """Parameters that the solver would move, of tones that are more than rounding."""
         theta, hessian, gradient = self._normal_equations(x, data)
-        audible = data[3] & (x[0] > jnp.finfo(theta.dtype).eps * jnp.max(x[0]))
-        return _columns(_free(theta, hessian, gradient, audible).reshape(theta.shape))
+        audible = data[3] & (x[:, 0] > jnp.finfo(theta.dtype).eps * jnp.max(x[:, 0]))
+        return _free(theta, hessian, gradient, audible).reshape(theta.shape)
 
     def step(self, x, data):
         """A Gauss–Newton step."""
         theta, hessian, gradient = self._normal_equations(x, data)
         theta = _propose(theta, hessian, gradient, data[3], 4 * jnp.finfo(theta.dtype).eps)[0]
-        amplitude, *others = _columns(theta)
-        return power(amplitude, 1 / self.objective.lift), *others
+        return _lifted(theta, True, 1 / self.objective.lift)
 
     def _normal_equations(self, x, data):
-        spectrum, instrument, active, _ = data
-        theta = _stack(*x, active, self.objective.lift)
+        spectrum, harmonics, active, _ = data
+        theta = _lifted(x, active, self.objective.lift)
         target = self.objective.lifted(spectrum)
-        return theta, *self.objective.normal_equations(theta, self.dictionary[instrument], target)[1:]
+        return theta, *self.objective.normal_equations(theta, harmonics, target)[1:]
 
 
 def differentiable(
@@ -384,31 +397,26 @@ def differentiable(
     loss: Float[Array, " frames"],
     moving: Bool[Array, "frames tones"],
     spectra: Float[Array, "frames bins"],
-    dictionary: Float[Array, "instruments harmonics"],
+    harmonics: Float[Array, "frames tones harmonics"],
     objective: LiftedLoss,
     adjoint: Adjoint,
 ) -> tuple[Tones, Float[Array, " frames"]]:
-    """Tones at a minimum, and the loss there, with derivatives by spectra and dictionary.
+    """Tones at a minimum, and the loss there, with derivatives by spectra and harmonics.
 
     Arguments:
         tones: at a minimum of the lifted loss, `[frames, tones]`.
         loss: the lifted loss at these tones.
         moving: which of the tones depend on the spectra.
         spectra: as `refine` has them, like what follows.
-        dictionary: relative amplitudes of the harmonics.
+        harmonics: of each tone.
         objective: the lifted loss and its axis.
         adjoint: how to differentiate.
     """
-    fit = ToneFit(objective, dictionary)
-    data = (spectra, tones.instrument, tones.active, moving)
-    found = tones.amplitude, tones.fundamental, tones.width, tones.inharmonicity
-    found = adjoint(fit, found, data)
-    return Tones(*found, tones.instrument, tones.active), known(loss, _losses, fit, found, data)
+    fit = _FrameFit(objective)
+    data = (spectra, harmonics, tones.active, moving)
+    found = adjoint(fit, parameters_of(tones), data)
+    return tones.moved(found), known(loss, _losses, fit, found, data)
 
 
 def _losses(fit, x, data):
     return map_frames(lambda frame: fit.loss(*frame), (x, data))
-
-
-def _columns(theta):
-    return tuple(theta[..., k] for k in range(theta.shape[-1]))

@@ -5,12 +5,17 @@ import math
 import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Complex, Float, Int
+from scipy.fft import next_fast_len
 
-from jaxsep.numerics.dot import dot
 from jaxsep.pursuit.loss import LiftedLoss, power
-from jaxsep.signal.gaussians import SINUSOID_WIDTH, window_offsets
+from jaxsep.signal.gaussians import sum_gaussians
+from jaxsep.tones.rendering import partials_of
+from jaxsep.tones.tones import Tones, parameters_of
 
 __all__ = ["PatternBank", "select"]
+
+#: Bins of a pattern below its fundamental and above its last partial, more than six standard deviations.
+_MARGIN = 18
 
 
 class PatternBank(eqx.Module):
@@ -21,22 +26,18 @@ class PatternBank(eqx.Module):
     num_bins: int = eqx.field(static=True)
 
     @classmethod
-    def build(cls, dictionary: Float[Array, "instruments harmonics"], objective: LiftedLoss) -> "PatternBank":
+    def build(cls, harmonics: Float[Array, "instruments harmonics"], objective: LiftedLoss) -> "PatternBank":
         """The patterns of a dictionary; an instrument without any harmonic never correlates."""
-        axis, dtype = objective.axis, dictionary.dtype
-        reach = window_offsets(dtype).shape[0] // 2
-        num_harmonics = dictionary.shape[1]
-        span = math.ceil(axis.bins_per_neper * math.log(num_harmonics)) + 2 * reach + 1
-        size = _fast_length(axis.num_bins + span)
-        zero = jnp.zeros((), dtype)
-        position = axis.partials(zero + reach, zero, num_harmonics)[0]
-        distance = jnp.arange(span, dtype=dtype) - position[:, None]
-        unit = dot(dictionary, jnp.exp(-0.5 * (distance / SINUSOID_WIDTH) ** 2))
-        pattern = power(unit, objective.lift)
+        axis, dtype, (number, num_harmonics) = objective.axis, harmonics.dtype, harmonics.shape
+        span = math.ceil(axis.bins_per_neper * math.log(num_harmonics)) + 2 * _MARGIN + 1
+        size = 2 * next_fast_len(-(-(axis.num_bins + span) // 2))
+        units = Tones.plain(jnp.ones(number, dtype), jnp.full(number, _MARGIN, dtype), jnp.arange(number))
+        partials = partials_of(parameters_of(units), harmonics, axis)
+        pattern = power(sum_gaussians(*partials, span), objective.lift)
         norm = jnp.sqrt(jnp.sum(pattern**2, axis=1))
         inverse = jnp.where(norm > 0, 1 / jnp.where(norm > 0, norm, 1), 0)
-        # The fundamental stands `reach` bins into the pattern; this delay makes the lag its position.
-        delay = jnp.exp(-2j * jnp.pi * reach / size * jnp.arange(size // 2 + 1))
+        # The fundamental stands some bins into the pattern; this delay makes the lag its position.
+        delay = jnp.exp(-2j * jnp.pi * _MARGIN / size * jnp.arange(size // 2 + 1))
         transforms = jnp.conj(jnp.fft.rfft(pattern * inverse[:, None], size)) * delay
         return cls(transforms.astype(jnp.result_type(dtype, jnp.complex64)), inverse, axis.num_bins)
 
@@ -60,8 +61,3 @@ def select(
     instrument, position = jnp.divmod(best, bank.num_bins)
     fit = jnp.maximum(correlation[instrument, position] * bank.inverse_norms[instrument], 0)
     return power(fit, 1 / lift), position.astype(residual.dtype), instrument.astype(jnp.int32)
-
-
-def _fast_length(size: int) -> int:
-    """The smallest even product of small primes that is not below `size`."""
-    return min(f * 2 ** max(1, math.ceil(math.log2(size / f))) for f in (1, 3, 5, 9, 15))

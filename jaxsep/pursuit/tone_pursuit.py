@@ -7,10 +7,9 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxsep.numerics.adjoint import freeze
 from jaxsep.numerics.lanes import default_lanes, map_lanes, queue
-from jaxsep.pursuit.loss import LiftedLoss
-from jaxsep.pursuit.refinement import LevenbergMarquardt, differentiable, minimise, pack
+from jaxsep.pursuit.refinement import ToneFit, differentiable, minimise, pack
 from jaxsep.pursuit.selection import PatternBank, select
-from jaxsep.signal.gaussians import SINUSOID_WIDTH
+from jaxsep.tones.dictionary import harmonics_of
 from jaxsep.tones.tones import Tones
 
 __all__ = ["PursuitOutcome", "PursuitResult", "TonePursuit"]
@@ -42,7 +41,7 @@ class PursuitResult(eqx.Module):
     steps: Int[Array, " frames"]
 
 
-class TonePursuit(eqx.Module):
+class TonePursuit(ToneFit):
     """Few tones that explain each spectrum (P1, sparse pursuit).
 
     In each round the tone that correlates best with the lifted residual joins, all tones are refined, the
@@ -52,16 +51,15 @@ class TonePursuit(eqx.Module):
     Frames run side by side in lanes that never wait for each other. In round k a frame has at most k tones,
     so early rounds evaluate few empty slots.
 
-    The result can be differentiated by spectra and dictionary, with the selected tones held fixed (see
+    The result can be differentiated by spectra and harmonics, with the selected tones held fixed (see
     `Adjoint`): it is a minimum of the loss over their parameters, however it was found. By `improvement` and
     the solver's options the derivative is 0.
 
     Arguments:
         objective: the lifted loss and its axis.
         tones_per_instrument: tones that each instrument may play at a time, at least 1.
-        improvement: β of P1, in (0, 1].
         solver: how the tones are refined.
-        num_lanes: frames iterated at once (default: what suits the platform).
+        improvement: β of P1, in (0, 1].
 
     Example:
         >>> partial = lambda place: jnp.exp(-0.5 * ((jnp.arange(1024.0) - place) / 1.91) ** 2)
@@ -71,25 +69,17 @@ class TonePursuit(eqx.Module):
         400.25 1.0
     """
 
-    objective: LiftedLoss = LiftedLoss()
-    tones_per_instrument: int = eqx.field(static=True, default=1)
     improvement: float | Float[Array, ""] = 0.9
-    solver: LevenbergMarquardt = LevenbergMarquardt()
-    num_lanes: int | None = eqx.field(static=True, default=None)
-
-    def __check_init__(self):
-        if self.tones_per_instrument < 1:
-            raise ValueError(f"tones_per_instrument: expected at least 1, got {self.tones_per_instrument}")
 
     @eqx.filter_jit
     def __call__(
-        self, spectra: Float[Array, "frames bins"], dictionary: Float[Array, "instruments harmonics"]
+        self, spectra: Float[Array, "frames bins"], harmonics: Float[Array, "instruments harmonics"]
     ) -> PursuitResult:
         """Tones of each frame.
 
         Arguments:
             spectra: nonnegative log-frequency magnitudes with a peak about 1 over the recording.
-            dictionary: relative amplitudes of the harmonics, in [0, 1].
+            harmonics: relative amplitudes for each instrument, in [0, 1].
 
         Returns: the tones with the loss of each frame. An invalid frame has no tones and says so in its
         outcome.
@@ -100,52 +90,50 @@ class TonePursuit(eqx.Module):
             raise ValueError(f"spectra: expected {self.objective.axis.num_bins} bins, got {spectra.shape[1]}")
         if spectra.shape[0] < 1:
             raise ValueError("spectra: expected at least 1 frame, got 0")
-        dictionary = dictionary.astype(spectra.dtype)
+        harmonics = harmonics.astype(spectra.dtype)
         valid = jnp.all(jnp.isfinite(spectra) & (spectra >= 0), axis=1)
         spectra = jnp.where(valid[:, None], spectra, 0)
         silent = jnp.max(spectra, axis=1) <= 0
         empty = self.objective.lifted(jnp.zeros((), spectra.dtype))
         initial = 0.5 * jnp.sum((self.objective.lifted(spectra) - empty) ** 2, axis=1)
-        pursuit, *known = freeze((self, spectra, dictionary, initial))
+        pursuit, *known = freeze((self, spectra, harmonics, initial))
         state = pursuit._pursue(*known, silent)
         found, adjoint = state.tones, self.solver.adjoint
-        tones, loss = differentiable(
-            found, state.loss, found.active, spectra, dictionary, self.objective, adjoint
-        )
+        rows = harmonics_of(found, harmonics)
+        tones, loss = differentiable(found, state.loss, found.active, spectra, rows, self.objective, adjoint)
         outcome = jax.vmap(_outcome)(valid, silent, state.live)
         return PursuitResult(tones, loss, initial, outcome, state.steps)
 
-    def _pursue(self, spectra, dictionary, loss, silent):
+    def _pursue(self, spectra, harmonics, loss, silent):
         num_frames = spectra.shape[0]
         state = _Progress(
-            tones=Tones.empty((num_frames, dictionary.shape[0] * self.tones_per_instrument), spectra.dtype),
+            tones=Tones.empty((num_frames, harmonics.shape[0] * self.tones_per_instrument), spectra.dtype),
             loss=loss,
             live=~silent,
             steps=jnp.zeros(num_frames, jnp.int32),
         )
-        bank = PatternBank.build(dictionary, self.objective)
+        bank = PatternBank.build(harmonics, self.objective)
         for size, rounds in _round_sizes(state.tones.capacity):
-            body = lambda _, state, size=size: self._round(state, spectra, dictionary, bank, size)
+            body = lambda _, state, size=size: self._round(state, spectra, harmonics, bank, size)
             state = jax.lax.fori_loop(0, rounds, body, state)
         return state
 
-    def _round(self, state, spectra, dictionary, bank, size):
+    def _round(self, state, spectra, harmonics, bank, size):
         capacity = state.tones.capacity
         tones = _resize(state.tones, size)
-        amplitude, position, instrument = self._select(state.live, tones, spectra, dictionary, bank)
+        amplitude, position, instrument = self._select(state.live, tones, spectra, harmonics, bank)
         live = state.live & (amplitude > 0)
         tones = _join(tones, amplitude, position, instrument)
         goal = self.improvement**2 * state.loss
         refined = minimise(
             spectra,
             tones,
-            dictionary,
+            harmonics[tones.instrument],
             self.objective,
             solver=self.solver,
             tones_per_instrument=self.tones_per_instrument,
             frames=live,
             goal=goal,
-            num_lanes=self.num_lanes,
         )
         accepted = live & (refined.loss < goal)
         found = _resize(_compact(refined.tones), capacity)
@@ -156,18 +144,18 @@ class TonePursuit(eqx.Module):
             steps=state.steps + refined.steps,
         )
 
-    def _select(self, live, tones, spectra, dictionary, bank):
+    def _select(self, live, tones, spectra, harmonics, bank):
         theta = pack(tones, self.objective.lift)
         num_frames = spectra.shape[0]
 
         def best(frame):
-            model = self.objective.model(theta[frame], dictionary[tones.instrument[frame]])
+            model = self.objective.model(theta[frame], harmonics[tones.instrument[frame]])
             residual = self.objective.lifted(spectra[frame]) - self.objective.lifted(model)
             return select(bank, residual, self.objective.lift)
 
         zero = jnp.zeros(num_frames, spectra.dtype)
-        lanes = default_lanes(num_frames) if self.num_lanes is None else min(self.num_lanes, num_frames)
-        return map_lanes(best, *queue(live), (zero, zero, jnp.zeros(num_frames, jnp.int32)), lanes)
+        blank = zero, zero, jnp.zeros(num_frames, jnp.int32)
+        return map_lanes(best, *queue(live), blank, default_lanes(num_frames))
 
 
 class _Progress(eqx.Module):
@@ -216,12 +204,5 @@ def _join(tones: Tones, amplitude, position, instrument) -> Tones:
     """A new tone in the first empty slot of each frame."""
     slot = jnp.argmin(tones.active, axis=1)
     here = jax.nn.one_hot(slot, tones.capacity, dtype=bool)
-    put = lambda new, old: jnp.where(here, new[:, None], old)
-    return Tones(
-        amplitude=put(amplitude, tones.amplitude),
-        fundamental=put(position, tones.fundamental),
-        width=jnp.where(here, SINUSOID_WIDTH, tones.width).astype(tones.width.dtype),
-        inharmonicity=jnp.where(here, 0, tones.inharmonicity),
-        instrument=put(instrument, tones.instrument),
-        active=tones.active | here,
-    )
+    fresh = Tones.plain(amplitude[:, None], position[:, None], instrument[:, None])
+    return jax.tree.map(lambda new, old: jnp.where(here, new, old), fresh, tones)

@@ -51,14 +51,14 @@ def write_page(
         names: of the true stems.
         progress: who listens.
     """
-    with progress.stage("report", 1):
+    with progress.stage("report", 1) as advance:
         results, scores = read_results(folder), None
         # Silence cannot be measured.
         if truth is not None and results.stems.any(axis=(1, 2)).all():
             stems = results.stems.mean(axis=1)[:, : truth.shape[1]]
             scores = evaluation_document(truth, stems, names, results.document["stems"])
         target.write_text(listening_page(results, scores), encoding="utf-8")
-        progress.advance("report")
+        advance()
     return scores
 
 

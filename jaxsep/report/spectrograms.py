@@ -16,7 +16,7 @@ from matplotlib.image import AxesImage
 
 from jaxsep.audio import check_samples, resample
 from jaxsep.report.kinds import KINDS
-from jaxsep.separation.chunks import ANALYSIS_RATE, linear_axis
+from jaxsep.separation.chunks import ANALYSIS_RATE
 from jaxsep.signal.axes import LinearAxis, LogAxis
 from jaxsep.signal.filterbanks import constant_q_spectrogram, mel_spectrogram
 from jaxsep.signal.log_frequency import log_frequency_spectrogram
@@ -78,7 +78,7 @@ def spectrogram_figure(
         raise ValueError(f"kind: expected one of {', '.join(KINDS)}, got {kind!r}")
     check_samples(samples, sample_rate)
     values = levels(samples, sample_rate, kind)
-    axis = linear_axis(GaussianSTFT()) if kind == "linear" else LogAxis()
+    axis = GaussianSTFT().axis(ANALYSIS_RATE) if kind == "linear" else LogAxis()
     figure = Figure(figsize=(WIDTH, 5), dpi=DPI, layout="constrained")
     axes = figure.add_subplot()
     seconds = np.shape(samples)[-1] / sample_rate
@@ -120,7 +120,7 @@ def _columns(samples, first, stft, kind, pooled):
     if kind == "mel":
         magnitudes = mel_spectrogram(magnitudes, sample_rate=float(ANALYSIS_RATE))
     elif kind == "log":
-        axis = linear_axis(stft)
+        axis = stft.axis(ANALYSIS_RATE)
         magnitudes = log_frequency_spectrogram(magnitudes[:, :-1], axis, LogAxis(), PeakPursuit())
     return _pool(magnitudes, pooled)
 

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import equinox as eqx
-import jax
 import numpy as np
 import soundfile
 
@@ -44,7 +43,7 @@ def write_results(
             length += num_samples
             # Not a slice, which would keep the stems in memory.
             found.append(eqx.tree_at(lambda p: p.stems, piece, np.zeros((*kind, 0), np.float32)))
-    separation = _joined(found)
+    separation = Separation.joined(found)
     document = separation_document(separation, shape=(*kind, length), **about) | tracks.written
     separation.dictionary.save(folder / "dictionary.npz")
     write_tones(folder / "tones.csv", separation)
@@ -52,27 +51,6 @@ def write_results(
     write_note_files(folder, notes, separation.dictionary.num_instruments)
     (folder / "separation.json").write_text(to_json(document), encoding="utf-8")
     return document
-
-
-def _joined(parts):
-    """The findings of all parts as those of one; times of their stages are added up."""
-    join = lambda *x: np.concatenate(x)
-    seconds: dict[str, float] = {}
-    for part in parts:
-        for name, value in part.seconds.items():
-            seconds[name] = seconds.get(name, 0.0) + value
-    return Separation(
-        stems=parts[0].stems,
-        sample_rate=parts[0].sample_rate,
-        tones=jax.tree.map(join, *[part.tones for part in parts]),
-        times=join(*[part.times for part in parts]),
-        dictionary=parts[0].dictionary,
-        loss=join(*[part.loss for part in parts]),
-        confidence=join(*[part.confidence for part in parts]),
-        cost_trace=parts[0].cost_trace,
-        restart_losses=parts[0].restart_losses,
-        seconds=seconds,
-    )
 
 
 class Tracks:

@@ -1,12 +1,11 @@
-"""Tones of a whole recording: greedy pursuit, then a search that lets neighbouring frames help each other.
+"""Several explanations of every frame of a recording, and the cheapest path through them.
 
 Greedy selection goes wrong at octaves, unisons, thirds and note changes, where the right tones mostly have a
 much lower loss. A frame nearby that got them right offers them: refined and kept only when the loss drops,
 they lower P1's objective without changing it.
 """
 
-import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 
 import equinox as eqx
 import jax
@@ -14,16 +13,18 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxsep.numerics.devices import chunk_size
-from jaxsep.pursuit.recording import Decomposition, _chunked, _rows, pursue, refit
+from jaxsep.numerics.devices import chunk_size, map_chunks
+from jaxsep.pursuit.recording import Hypotheses, pursue, refit
+from jaxsep.pursuit.refinement import ToneFit
 from jaxsep.pursuit.tone_pursuit import TonePursuit
 from jaxsep.search.moves import arrange, exchanged, from_neighbours, reselected, without
 from jaxsep.search.voices import Path, VoiceModel, Voices, best_path
-from jaxsep.tones.dictionary import Timbre
+from jaxsep.tones.dictionary import Dictionary
 from jaxsep.tones.tones import Tones
 
 __all__ = [
-    "Explored",
+    "LEAST_SCALE",
+    "Exploration",
     "cheapest",
     "deepen",
     "explore",
@@ -42,23 +43,21 @@ _FAR, _NOWHERE = 1e6, 1e9
 #: Tones at least so far apart, in bins (over half a semitone), are different notes.
 _APART = 5.0
 
-#: How often `explore` reports its progress.
-EXPLORE_STEPS = 20
-
 #: Hypotheses of a frame from which the path is chosen.
 POOL = 32
 
 #: Loss above the present one, relative to the scale of the costs, up to which a hypothesis is followed.
 _MARGIN = 0.6
 
-#: Least mean loss to which a margin is relative.
-_LEAST_SCALE = 1e-9
+#: Least mean loss of a frame that costs are relative to: of silence the mean would be 0, and every
+#: explanation as good as any other.
+LEAST_SCALE = 1e-9
 
 #: A relative decrease of the loss below this is rounding, not a better hypothesis.
 _GAIN = 1e-4
 
 
-class Explored(eqx.Module):
+class Exploration(eqx.Module):
     """What a search found in a recording.
 
     - `found`: tones and loss of every frame.
@@ -67,13 +66,13 @@ class Explored(eqx.Module):
       any other notes that were considered for the frame; infinite where there were none.
     """
 
-    found: Decomposition
+    found: Hypotheses
     cost: float
     confidence: Float[np.ndarray, " frames"]
 
 
 def reselect(
-    pursuit: TonePursuit,
+    model: ToneFit,
     spectra: Float[np.ndarray, "frames bins"],
     harmonics: Float[Array, "instruments harmonics"],
     tones: Tones,
@@ -81,19 +80,14 @@ def reselect(
     """For each instrument in turn, the best other tones given those of all other instruments."""
     for instrument in range(harmonics.shape[0]):
         number = jnp.asarray(instrument)  # an array: one compiled program for all
-
-        def run(rows, instrument=number):
-            here = jax.tree.map(lambda x: jnp.asarray(_rows(x, rows)), tones)
-            spectrum = jnp.asarray(_rows(spectra, rows))
-            return jax.tree.map(np.asarray, _reselected(pursuit, spectrum, harmonics, here, instrument))
-
-        alternatives = _chunked(run, np.arange(spectra.shape[0]))
-        for number in range(alternatives.active.shape[1]):
-            yield jax.tree.map(lambda x, number=number: x[:, number], alternatives)
+        run = lambda *chunk, number=number: _reselected(model, harmonics, number, *chunk)
+        alternatives = map_chunks(run, spectra, tones)
+        for place in range(alternatives.active.shape[1]):
+            yield jax.tree.map(lambda x, place=place: x[:, place], alternatives)
 
 
 def moves(
-    pursuit: TonePursuit,
+    model: ToneFit,
     spectra: Float[np.ndarray, "frames bins"],
     harmonics: Float[Array, "instruments harmonics"],
     tones: Tones,
@@ -101,7 +95,7 @@ def moves(
 ) -> Iterator[Tones]:
     """All small changes of tones `[frames, slots]`: chosen anew, from frames nearby, exchanged, left out."""
     number = harmonics.shape[0]
-    yield from reselect(pursuit, spectra, harmonics, tones)
+    yield from reselect(model, spectra, harmonics, tones)
     yield from from_neighbours(tones, number, spans)
     yield from exchanged(tones, number)
     yield from without(tones)
@@ -114,11 +108,11 @@ def deepen(
     *,
     rounds: int = 3,
     spans: Iterable[int] = (1,),
-) -> Decomposition:
+) -> Hypotheses:
     """Tones of lower loss than the greedy ones in every frame: P1's objective, searched better.
 
     Arguments:
-        pursuit: begins, and its objective and solver are used.
+        pursuit: begins, and fits.
         spectra: log-frequency magnitudes, peak about 1.
         harmonics: rows of the dictionary.
         rounds: how often every frame is offered small changes of its tones.
@@ -135,60 +129,56 @@ def deepen(
         >>> bool(found.loss[0] <= greedy.loss[0])
         True
     """
-    number, limit = harmonics.shape[0], pursuit.tones_per_instrument
+    number, limit, dictionary = harmonics.shape[0], pursuit.tones_per_instrument, Dictionary(harmonics)
     found = pursue(pursuit, spectra, harmonics)
-    found = Decomposition(arrange(found.tones, number, limit), found.loss)
+    found = Hypotheses(arrange(found.tones, number, limit), found.loss)
     for _ in range(rounds):
-        scale = max(float(found.loss.mean()), _LEAST_SCALE)
+        scale = max(float(found.loss.mean()), LEAST_SCALE)
         free = VoiceModel.free().fit(found.tones, number, limit, pursuit.objective.axis, scale)
         offers = moves(pursuit, spectra, harmonics, found.tones, spans)
-        found = explore(pursuit, spectra, harmonics, found, free, offers).found
+        found = explore(pursuit, spectra, dictionary, found, free, offers).found
     return found
 
 
 def explore(
-    pursuit: TonePursuit,
+    model: ToneFit,
     spectra: Float[np.ndarray, "frames bins"],
-    harmonics: Float[Array, "instruments harmonics"] | Timbre,
-    found: Decomposition,
+    dictionary: Dictionary,
+    found: Hypotheses,
     voices: Voices,
     proposals: Iterable[Tones],
-    advance: Callable[[], None] = lambda: None,
-) -> Explored:
+) -> Exploration:
     """Refines what is proposed for the frames and takes the cheapest path through all hypotheses.
 
     Arguments:
-        pursuit: its objective and solver are used.
+        model: how to fit.
         spectra: of all frames.
-        harmonics: rows of the dictionary, or a timbre.
+        dictionary: of the instruments.
         found: the tones so far, `[frames, slots]`, the first hypothesis of each frame.
         voices: costs of tones and changes; the result never costs more than `found`.
         proposals: tones for every frame, `[frames, slots]`. What a frame has seen, to a bin, is skipped.
-        advance: is called `EXPLORE_STEPS` times in the course of the work.
 
     Returns: the path's tones with their loss, its cost per frame, and the confidence in each frame.
     """
     frames, tones = _new(found.tones, proposals)
     # What is far worse than the present tones of a frame is given up early.
     goal = found.loss + _MARGIN * float(voices.scale)
-    evenly = _Evenly(advance, -(-frames.size // chunk_size()), EXPLORE_STEPS)
-    refined = refit(pursuit, spectra, harmonics, tones, goal[frames], frames, evenly)
-    number = voices.surprisal.shape[0]
+    refined = refit(model, spectra, dictionary, tones, goal[frames], frames)
+    number = dictionary.num_instruments
     arranged = arrange(refined.tones, number, found.tones.capacity // number)
-    refined = Decomposition(arranged, refined.loss)
+    refined = Hypotheses(arranged, refined.loss)
     pool = _pool(found, frames, refined)
     path = cheapest(voices, pool)
-    evenly.finish()
     rows = np.arange(found.loss.size)
     chosen = jax.tree.map(lambda x: x[rows, path.choice], pool)
     mark = _signature(pool.tones)
     other = np.any(np.abs(mark - mark[rows, path.choice][:, None]) > _APART, axis=2)
     # Sums along the path are rounded: what comes out cheaper than the best is as good as it.
     gap = np.maximum(np.min(np.where(other, path.marginal, np.inf), axis=1) - path.cost, 0)
-    return Explored(chosen, float(path.cost) / rows.size, gap / float(voices.scale))
+    return Exploration(chosen, float(path.cost) / rows.size, gap / float(voices.scale))
 
 
-def cheapest(voices: Voices, pool: Decomposition) -> Path:
+def cheapest(voices: Voices, pool: Hypotheses) -> Path:
     """`best_path` through several hypotheses per frame, compiled once for every `chunk_size` of frames."""
     num_frames = pool.loss.shape[0]
     padding = -num_frames % chunk_size()
@@ -197,27 +187,6 @@ def cheapest(voices: Voices, pool: Decomposition) -> Path:
     path = best_path(voices, padded.tones, padded.loss, jnp.asarray(num_frames))
     path = jax.tree.map(np.asarray, path)
     return Path(path.choice[:num_frames], path.cost, path.marginal[:num_frames])
-
-
-class _Evenly:
-    """Calls `advance` so many times in the course of about so many calls, from any thread."""
-
-    def __init__(self, advance, num_calls, num_steps):
-        self.advance, self.num_calls, self.num_steps = advance, max(num_calls, 1), num_steps
-        self.calls, self.steps, self.lock = 0, 0, threading.Lock()
-
-    def __call__(self):
-        with self.lock:
-            self.calls += 1
-            self._reach(min(self.num_steps, self.calls * self.num_steps // self.num_calls))
-
-    def finish(self):
-        self._reach(self.num_steps)
-
-    def _reach(self, steps):
-        for _ in range(self.steps, steps):
-            self.advance()
-        self.steps = steps
 
 
 def _new(tones, proposals):
@@ -258,13 +227,11 @@ def _pool(found, frames, refined):
     loss = np.full((found.loss.size, POOL), np.inf, np.float32)
     loss[:, 0] = found.loss
     loss[frames, place] = refined.loss[order]
-    return Decomposition(jax.tree.map(gather, found.tones, refined.tones), loss)
+    return Hypotheses(jax.tree.map(gather, found.tones, refined.tones), loss)
 
 
-def improve(
-    found: Decomposition, frames: Int[np.ndarray, " selected"], refined: Decomposition
-) -> tuple[Decomposition, Bool[np.ndarray, " selected"]]:
-    """Takes over the refined proposals that lower the loss of their frame, and tells which did."""
+def improve(found: Hypotheses, frames: Int[np.ndarray, " selected"], refined: Hypotheses) -> Hypotheses:
+    """Takes over the refined proposals that lower the loss of their frame."""
     better = refined.loss < (1 - _GAIN) * found.loss[frames]
 
     def put(old, new):
@@ -272,17 +239,16 @@ def improve(
         new_all[frames[better]] = new[better]
         return new_all
 
-    return jax.tree.map(put, found, refined), better
+    return jax.tree.map(put, found, refined)
 
 
 def propagate(
-    pursuit: TonePursuit,
+    model: ToneFit,
     spectra: Float[np.ndarray, "frames bins"],
-    harmonics: Float[Array, "instruments harmonics"],
-    found: Decomposition,
+    dictionary: Dictionary,
+    found: Hypotheses,
     spans: Iterable[int],
-    advance: Callable[[], None] = lambda: None,
-) -> Decomposition:
+) -> Hypotheses:
     """Tries in every frame the tones of the frames `spans` before and after it, near ones first.
 
     Only frames whose neighbour holds a different hypothesis are tried, so that work goes where frames
@@ -295,15 +261,14 @@ def propagate(
             different = _differ(_take(found.tones, frames), theirs) & np.any(theirs.active, axis=1)
             frames, theirs = frames[different], _take(theirs, np.flatnonzero(different))
             if frames.size:
-                refined = refit(pursuit, spectra, harmonics, theirs, found.loss[frames], frames)
-                found = improve(found, frames, refined)[0]
-            advance()
+                refined = refit(model, spectra, dictionary, theirs, found.loss[frames], frames)
+                found = improve(found, frames, refined)
     return found
 
 
 @eqx.filter_jit
-def _reselected(pursuit, spectra, harmonics, tones, instrument):
-    return reselected(pursuit, spectra, harmonics, tones, instrument)
+def _reselected(model, harmonics, instrument, spectra, tones):
+    return reselected(model, spectra, harmonics, tones, instrument)
 
 
 def _take(tones, frames):

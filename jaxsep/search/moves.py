@@ -15,10 +15,8 @@ from jaxtyping import Array, Float, Int
 from scipy.optimize import linear_sum_assignment
 
 from jaxsep.pursuit.loss import power
-from jaxsep.pursuit.refinement import pack
+from jaxsep.pursuit.refinement import ToneFit, pack
 from jaxsep.pursuit.selection import PatternBank
-from jaxsep.pursuit.tone_pursuit import TonePursuit
-from jaxsep.signal.gaussians import SINUSOID_WIDTH
 from jaxsep.tones.tones import Tones
 
 __all__ = ["arrange", "by_voice", "exchanged", "from_neighbours", "reselected", "ringing", "without"]
@@ -96,7 +94,7 @@ def ringing(tones: Tones, num_instruments: int, spans: Iterable[int]) -> Iterato
 
 
 def reselected(
-    pursuit: TonePursuit,
+    model: ToneFit,
     spectra: Float[Array, "frames bins"],
     harmonics: Float[Array, "instruments harmonics"],
     tones: Tones,
@@ -107,15 +105,15 @@ def reselected(
     Traceable. Returns `[frames, alternatives, slots]`, the best first. Alternatives are at
     least 5 bins from the tones they replace and from each other.
     """
-    objective, bank = pursuit.objective, PatternBank.build(harmonics, pursuit.objective)
+    objective, bank = model.objective, PatternBank.build(harmonics, model.objective)
     theta = pack(tones, objective.lift)
     mine = tones.instrument == instrument
     others = jnp.where((tones.active & ~mine)[..., None], theta, theta.at[..., 0].set(0))
     bins = jnp.arange(objective.axis.num_bins)
 
     def choose(spectrum, others, instruments, taken):
-        model = objective.model(others, harmonics[instruments])
-        correlation = bank.correlate(objective.lifted(spectrum) - objective.lifted(model))[instrument]
+        rest = objective.lifted(spectrum) - objective.lifted(objective.model(others, harmonics[instruments]))
+        correlation = bank.correlate(rest)[instrument]
         near = jnp.any(jnp.abs(bins[:, None] - taken) < _APART, axis=1)
         found = []
         for _ in range(_ALTERNATIVES):
@@ -132,15 +130,11 @@ def reselected(
     here = mine & (jnp.cumsum(mine, axis=1) == 1)  # the instrument's first slot
 
     def alternative(amplitude, position):
-        put = lambda new, old: jnp.where(here, new, old)
-        return Tones(
-            amplitude=put(amplitude[:, None], tones.amplitude),
-            fundamental=put(position[:, None], tones.fundamental),
-            width=put(SINUSOID_WIDTH, tones.width).astype(tones.width.dtype),
-            inharmonicity=put(0.0, tones.inharmonicity).astype(tones.width.dtype),
-            instrument=tones.instrument,
-            active=jnp.where(mine, here & (amplitude[:, None] > 0), tones.active),
-        )
+        active = jnp.where(mine, here & (amplitude[:, None] > 0), tones.active)
+        spread = lambda x: jnp.broadcast_to(x[:, None], mine.shape)
+        fresh = Tones.plain(spread(amplitude), spread(position), tones.instrument, active)
+        others = eqx.tree_at(lambda t: t.active, tones, active)
+        return jax.tree.map(lambda new, old: jnp.where(here, new, old), fresh, others)
 
     return jax.vmap(alternative, in_axes=1, out_axes=1)(amplitude, position)
 

@@ -6,13 +6,12 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxsep.pursuit.tone_pursuit import TonePursuit
-from jaxsep.separation.chunks import ANALYSIS_RATE
-from jaxsep.signal.axes import LinearAxis
+from jaxsep.separation.chunks import ANALYSIS_RATE, instrument_spectra
 from jaxsep.signal.log_frequency import log_frequency_spectrogram
 from jaxsep.signal.masks import ratio_masks
 from jaxsep.signal.peaks import PeakPursuit
 from jaxsep.signal.stft import GaussianSTFT
-from jaxsep.tones.rendering import render_instruments
+from jaxsep.tones.dictionary import harmonics_of
 from jaxsep.tones.tones import Tones
 
 __all__ = ["PursuitSeparator"]
@@ -55,28 +54,17 @@ class PursuitSeparator(eqx.Module):
         """Stems of one channel; with a share above 0 they sum to the samples."""
         mixture = self.stft.analyse(samples)
         magnitude = jnp.abs(mixture)
-        tones = self.tones(magnitude)
-        render = lambda frame: render_instruments(frame, self.harmonics.astype(samples.dtype), self.axis)
-        model = jnp.swapaxes(jax.vmap(render)(tones), 0, 1)
-        model = jnp.pad(model, ((0, 0), (0, 0), (0, 1)))  # no tone reaches the Nyquist bin
+        tones, number = self.tones(magnitude), self.harmonics.shape[0]
+        harmonics = harmonics_of(tones, self.harmonics.astype(samples.dtype))
+        model = instrument_spectra(tones, harmonics, number, self.stft, self.sample_rate)
         masks = ratio_masks(model, magnitude, share=self.share)
         return jax.vmap(lambda mask: self.stft.synthesise(mask * mixture, samples.shape[0]))(masks)
 
     def tones(self, magnitude: Float[Array, "frames bins"]) -> Tones:
-        """Tones of every frame of a spectrogram, `[frames, tones]`; fundamentals in bins of `axis`."""
-        log_axis = self.pursuit.objective.axis
-        spectra = log_frequency_spectrogram(magnitude[:, :-1], self.axis, log_axis, self.peaks)
+        """Tones of every frame of a spectrogram, `[frames, tones]`; fundamentals in Hz."""
+        log_axis, axis = self.pursuit.objective.axis, self.stft.axis(self.sample_rate)
+        spectra = log_frequency_spectrogram(magnitude[:, :-1], axis, log_axis, self.peaks)
         # The pursuit expects a peak of 1.
         peak = jnp.max(spectra)
         peak = jnp.where(peak > 0, peak, 1)
-        tones = self.pursuit(spectra / peak, self.harmonics).tones
-        # A tone that drifted far off the axis is silent, but its frequency may not overflow.
-        position = jnp.clip(tones.fundamental, -log_axis.num_bins, 2 * log_axis.num_bins)
-        position = self.axis.to_bin(log_axis.to_hz(position))
-        fields = tones.amplitude * peak, jnp.where(tones.active, position, 0)
-        return eqx.tree_at(lambda t: (t.amplitude, t.fundamental), tones, fields)
-
-    @property
-    def axis(self) -> LinearAxis:
-        """Bins of the spectrogram that are modelled: all but the Nyquist bin."""
-        return LinearAxis(self.stft.n_fft // 2, self.sample_rate / self.stft.n_fft)
+        return self.pursuit(spectra / peak, self.harmonics).tones.in_hz(log_axis, peak)

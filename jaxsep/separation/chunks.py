@@ -1,16 +1,20 @@
-"""Chunked passes over a recording: samples to log-frequency spectra, and tones to stems."""
+"""Spectra and stems of recordings of any length, in chunks of frames that overlap in the samples."""
 
+from collections.abc import Callable
 from functools import partial
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float
 
-from jaxsep.numerics.devices import chunk_size, parallel_map
-from jaxsep.signal.axes import LinearAxis, LogAxis
+from jaxsep.numerics.devices import chunk_size, over_chunks
+from jaxsep.separation.settings import SeparationSettings
+from jaxsep.signal.axes import LogAxis
 from jaxsep.signal.log_frequency import log_frequency_spectrogram
 from jaxsep.signal.masks import ratio_masks, unit_phase
+from jaxsep.signal.peaks import PeakPursuit
 from jaxsep.signal.stft import GaussianSTFT
 from jaxsep.tones.rendering import render_instruments
 from jaxsep.tones.tones import Tones
@@ -19,8 +23,8 @@ __all__ = [
     "ANALYSIS_RATE",
     "analyse_chunk",
     "excerpt_of",
+    "instrument_spectra",
     "log_spectra",
-    "num_chunks",
     "overlap_into",
     "resynthesise",
     "total_power",
@@ -30,90 +34,71 @@ __all__ = [
 ANALYSIS_RATE = 48000
 
 
-def linear_axis(stft: GaussianSTFT) -> LinearAxis:
-    """Axis of the bins that are modelled: all but the Nyquist bin."""
-    return LinearAxis(stft.n_fft // 2, ANALYSIS_RATE / stft.n_fft)
-
-
-def log_spectra(samples, stft: GaussianSTFT, axis: LogAxis, peaks, advance) -> np.ndarray:
-    """Log-frequency spectrogram `[frames, bins]` of a signal `[samples]` at the analysis rate."""
-
-    def run(first):
-        spectra = _log_spectra(excerpt_of(samples, stft, first), stft, axis, peaks)
-        advance()
-        return np.asarray(spectra)
-
+def log_spectra(
+    samples: Float[np.ndarray, " samples"],
+    stft: GaussianSTFT,
+    axis: LogAxis,
+    peaks: PeakPursuit,
+    advance: Callable[[], None],
+) -> Float[np.ndarray, "frames bins"]:
+    """Log-frequency spectrogram of a signal at the analysis rate; `advance` is called after each chunk."""
     num_frames = stft.num_frames(samples.shape[-1])
-    return np.concatenate(list(parallel_map(run, range(0, num_frames, chunk_size()))))[:num_frames]
-
-
-def num_chunks(stft: GaussianSTFT, num_samples: int) -> int:
-    """Number of chunks of a signal."""
-    return -(-stft.num_frames(num_samples) // chunk_size())
+    run = lambda frames, _: _log_spectra(excerpt_of(samples, stft, int(frames[0])), stft, axis, peaks)
+    return np.concatenate(list(over_chunks(run, num_frames, advance)))[:num_frames]
 
 
 @eqx.filter_jit
 def _log_spectra(excerpt, stft, axis, peaks):
     magnitudes = jnp.abs(analyse_chunk(excerpt, stft))[:, :-1]
-    return log_frequency_spectrogram(magnitudes, linear_axis(stft), axis, peaks)
+    return log_frequency_spectrogram(magnitudes, stft.axis(ANALYSIS_RATE), axis, peaks)
 
 
 def resynthesise(
-    samples, tones: Tones, harmonics, num_instruments: int, stft: GaussianSTFT, settings, advance
-) -> np.ndarray:
-    """Stems `[instruments, channels, samples]` of a recording `[channels, samples]` (P1, separation).
+    samples: Float[np.ndarray, "channels samples"],
+    tones: Tones,
+    harmonics: Float[np.ndarray, "frames tones harmonics"],
+    num_instruments: int,
+    stft: GaussianSTFT,
+    settings: SeparationSettings,
+    advance: Callable[[], None],
+) -> Float[np.ndarray, "instruments channels samples"]:
+    """Stems of a recording (P1, separation).
 
     Arguments:
         samples: at the analysis rate.
         tones: `[frames, tones]`, amplitudes in the units of the spectrogram, fundamentals in Hz.
-        harmonics: of each tone, `[frames, tones, harmonics]`.
+        harmonics: of each tone.
         num_instruments: how many stems.
         stft: the transform whose frames the tones belong to.
         settings: masking, share and phase iterations.
+        advance: is called after each chunk of every phase iteration.
     """
-    num_frames, size = stft.num_frames(samples.shape[1]), chunk_size()
+    num_frames = stft.num_frames(samples.shape[1])
     phases = np.broadcast_to(samples, (num_instruments, *samples.shape))
     power = total_power(stft, num_frames, samples.shape[1])
+    options = num_instruments, stft, settings.masking, settings.share
     for _ in range(settings.phase_iterations):
 
-        def run(first, phases=phases):
-            frames = np.arange(first, first + size)
-            inside = frames < num_frames
-            within = np.minimum(frames, num_frames - 1)
-            here, rows = jax.tree.map(lambda x: np.asarray(x)[within], (tones, harmonics))
-            here = eqx.tree_at(lambda t: t.active, here, here.active & inside[:, None])
-            excerpts = excerpt_of(samples, stft, first), excerpt_of(phases, stft, first)
-            options = num_instruments, stft, settings.masking, settings.share
-            out = np.asarray(_stems(*excerpts, inside, here, rows, *options))
-            advance()
-            return first, out
+        def run(frames, exist, phases=phases):
+            here, rows = jax.tree.map(lambda x: np.asarray(x)[frames], (tones, harmonics))
+            here = eqx.tree_at(lambda t: t.active, here, here.active & exist[:, None])
+            excerpts = excerpt_of(samples, stft, int(frames[0])), excerpt_of(phases, stft, int(frames[0]))
+            return frames[0], _stems(*excerpts, exist, here, rows, *options)
 
         stems = np.zeros((num_instruments, *samples.shape), samples.dtype)
-        for first, out in parallel_map(run, range(0, num_frames, size)):
-            overlap_into(stems, out, first * stft.hop - stft.n_fft // 2)
+        for first, piece in over_chunks(run, num_frames, advance):
+            overlap_into(stems, piece, int(first) * stft.hop - stft.n_fft // 2)
         phases = stems = stems / power
     return stems
 
 
 @partial(jax.jit, static_argnums=(5, 6, 7))
-def _stems(excerpt, phases, inside, tones, harmonics, num_instruments, stft, masking, share):
-    axis = linear_axis(stft)
-
-    def render(tones, rows):
-        # Every tone has a row of its own.
-        alone = eqx.tree_at(lambda t: t.instrument, tones, jnp.arange(tones.capacity))
-        spectra = render_instruments(alone, rows, axis)[:, None]
-        mine = tones.instrument[:, None] == jnp.arange(num_instruments)
-        return jnp.sum(jnp.where(mine[..., None], spectra, 0), axis=0)
-
-    tones = eqx.tree_at(lambda t: t.fundamental, tones, axis.to_bin(tones.fundamental))
-    model = jnp.swapaxes(jax.vmap(render)(tones, harmonics), 0, 1)
-    model = jnp.pad(model, ((0, 0), (0, 0), (0, 1)))  # no tone reaches the Nyquist bin
+def _stems(excerpt, phases, exist, tones, harmonics, num_instruments, stft, masking, share):
+    model = instrument_spectra(tones, harmonics, num_instruments, stft, ANALYSIS_RATE)
     spectra = jax.vmap(partial(analyse_chunk, stft=stft))(excerpt)  # [channels, frames, bins]
     # Frames past the last one fill up the chunk; they are not part of the inverse.
-    spectra = jnp.where(inside[:, None], spectra, 0)
-    mono = jnp.abs(jnp.mean(spectra, axis=0))
-    masks = ratio_masks(model, mono, share=share)
+    spectra = jnp.where(exist[:, None], spectra, 0)
+    masks = ratio_masks(model, jnp.abs(jnp.mean(spectra, axis=0)), share=share)
 
     def stem(mask, magnitude, phase):
         def channel(mixture, own):
@@ -125,12 +110,28 @@ def _stems(excerpt, phases, inside, tones, harmonics, num_instruments, stft, mas
     return jax.vmap(stem)(masks, model, phases)
 
 
-def analyse_chunk(excerpt, stft):
+def instrument_spectra(
+    tones: Tones,
+    harmonics: Float[Array, "frames tones harmonics"],
+    num_instruments: int,
+    stft: GaussianSTFT,
+    sample_rate: int,
+) -> Float[Array, "instruments frames bins"]:
+    """What each instrument's tones, with fundamentals in Hz, are in all bins of an STFT (P1, separation)."""
+    axis = stft.axis(sample_rate)
+    tones = eqx.tree_at(lambda t: t.fundamental, tones, axis.to_bin(tones.fundamental))
+    render = lambda frame, rows: render_instruments(frame, rows, axis, num_instruments)
+    model = jnp.swapaxes(jax.vmap(render)(tones, harmonics), 0, 1)
+    return jnp.pad(model, ((0, 0), (0, 0), (0, 1)))  # no tone reaches the Nyquist bin
+
+
+def analyse_chunk(excerpt: Float[Array, " samples"], stft: GaussianSTFT):
+    """Spectra of a chunk of frames, from its excerpt."""
     return stft.analyse(excerpt, first_frame=stft.n_fft // 2 // stft.hop, num_frames=chunk_size())
 
 
-def excerpt_of(samples, stft, first):
-    """The samples that a chunk of frames reaches, zero beyond the ends; the last axis is time."""
+def excerpt_of(samples: np.ndarray, stft: GaussianSTFT, first: int) -> np.ndarray:
+    """The samples that the chunk from frame `first` on reaches, zero beyond the ends; last axis is time."""
     start = first * stft.hop - stft.n_fft // 2
     stop = start + stft.span(chunk_size())
     inside = samples[..., max(0, start) : stop]
@@ -139,12 +140,14 @@ def excerpt_of(samples, stft, first):
     return np.pad(inside, [(0, 0)] * (samples.ndim - 1) + [(before, after)])
 
 
-def overlap_into(total, piece, start):
+def overlap_into(total: np.ndarray, piece: np.ndarray, start: int) -> None:
+    """Adds a piece to the total from sample `start` on, as far as it lies inside."""
     begin, stop = max(0, start), min(total.shape[-1], start + piece.shape[-1])
     total[..., begin:stop] += piece[..., begin - start : stop - start]
 
 
-def total_power(stft, num_frames, num_samples):
+def total_power(stft: GaussianSTFT, num_frames: int, num_samples: int) -> np.ndarray:
+    """Sum of the squared windows of all frames at every sample."""
     power = np.zeros(num_samples)
     one = np.asarray(stft.window_power(1))
     for frame in range(num_frames):

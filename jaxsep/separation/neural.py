@@ -19,9 +19,9 @@ from jaxsep.neural.losses import radial_distance
 from jaxsep.neural.prediction import predict
 from jaxsep.neural.settings import NeuralSettings
 from jaxsep.neural.training import Trainer, TrainingState
-from jaxsep.numerics.devices import chunk_size
+from jaxsep.numerics.devices import num_chunks, over_chunks
 from jaxsep.progress import Progress
-from jaxsep.separation.chunks import analyse_chunk, excerpt_of, num_chunks, overlap_into, total_power
+from jaxsep.separation.chunks import analyse_chunk, excerpt_of, overlap_into, total_power
 from jaxsep.separation.result import Separation, check_request
 from jaxsep.separation.separate import separate
 from jaxsep.tones.dictionary import Dictionary
@@ -131,10 +131,8 @@ def separate_neural(
         if int(state.step) == 0:
             state = trainer.start(pursued.dictionary.harmonics, key=key)
         seconds, begin = dict(pursued.seconds), time.perf_counter()
-    name = "training"
     left = max(0, settings.steps - int(state.step))
-    with progress.stage(name, -(-left // STEPS_PER_LINE)):
-        advance = lambda note: progress.advance(name, note)
+    with progress.stage("training", -(-left // STEPS_PER_LINE)) as advance:
         state = train(
             trainer,
             state,
@@ -147,11 +145,10 @@ def separate_neural(
             advance=advance,
         )
     seconds["training"], begin = time.perf_counter() - begin, time.perf_counter()
-    name = "prediction"
-    with progress.stage(
-        name, (len(channels) + (len(channels) > 1)) * num_chunks(trainer.stft, analysed.shape[1])
-    ):
-        found = predict_stems(trainer, state, analysed / peak, lambda: progress.advance(name))
+    num_tracks = len(channels) + (len(channels) > 1)
+    total = num_tracks * num_chunks(trainer.stft.num_frames(analysed.shape[1]))
+    with progress.stage("prediction", total) as advance:
+        found = predict_stems(trainer, state, analysed / peak, advance)
     seconds["prediction"] = time.perf_counter() - begin
     return _separation(found, state, trainer, peak, samples, sample_rate, seconds)
 
@@ -159,8 +156,8 @@ def separate_neural(
 def spectral_peak(mono: Float[np.ndarray, " samples"], trainer: Trainer) -> float:
     """The largest magnitude in the spectrogram, by which a recording is divided."""
     stft = trainer.stft
-    starts = range(0, stft.num_frames(mono.size), chunk_size())
-    return float(max(_loudest(jnp.asarray(excerpt_of(mono, stft, first)), stft) for first in starts))
+    run = lambda frames, _: _loudest(jnp.asarray(excerpt_of(mono, stft, int(frames[0]))), stft)
+    return float(max(over_chunks(run, stft.num_frames(mono.size))))
 
 
 @eqx.filter_jit
@@ -177,18 +174,18 @@ def predict_stems(
     """Stems of a recording at the settings' rate, scaled as in training; `advance` is called after chunks."""
     stft, several = trainer.stft, len(channels) > 1
     tracks = np.concatenate([channels.mean(axis=0)[None], channels]) if several else channels
-    num_frames, size = stft.num_frames(tracks.shape[1]), chunk_size()
+    num_frames = stft.num_frames(tracks.shape[1])
     stems = np.zeros((2, trainer.num_instruments, *tracks.shape), np.float32)
     frames = []
     for number, track in enumerate(tracks):
-        for first in range(0, num_frames, size):
-            inside = np.arange(first, first + size) < num_frames
-            excerpt = jnp.asarray(excerpt_of(track, stft, first))
-            pieces, found = _predict_chunk(trainer, state.network, state.harmonics, excerpt, inside)
-            overlap_into(stems[:, :, number], np.asarray(pieces), first * stft.hop - stft.n_fft // 2)
-            if number == 0:
-                frames.append(jax.tree.map(np.asarray, found))
-            advance()
+
+        def run(frames, exist, track=track):
+            excerpt = jnp.asarray(excerpt_of(track, stft, int(frames[0])))
+            return frames[0], *_predict_chunk(trainer, state.network, state.harmonics, excerpt, exist)
+
+        for first, pieces, found in over_chunks(run, num_frames, advance, one_at_a_time=True):
+            overlap_into(stems[:, :, number], pieces, int(first) * stft.hop - stft.n_fft // 2)
+            frames += [found] if number == 0 else []
     direct, modelled = stems[:, :, several:] / total_power(stft, num_frames, tracks.shape[1])
     tones, loss = jax.tree.map(lambda *x: np.concatenate(x)[:num_frames], *frames)
     return NeuralStems(direct, modelled, tones, loss)
@@ -213,9 +210,6 @@ def _predict_chunk(trainer, network, harmonics, excerpt, inside):
 
 
 def _separation(found, state, trainer, peak, samples, sample_rate, seconds):
-    tones = found.tones
-    hertz = np.where(tones.active, np.asarray(trainer.axis.to_hz(jnp.asarray(tones.fundamental))), 0)
-    tones = eqx.tree_at(lambda t: (t.amplitude, t.fundamental), tones, (tones.amplitude * peak, hertz))
     num_samples = samples.shape[-1]
     stems = resample(found.direct.reshape(-1, found.direct.shape[-1]), trainer.settings.rate, sample_rate)
     stems = np.pad(stems, [(0, 0), (0, max(0, num_samples - stems.shape[1]))])[:, :num_samples] * peak
@@ -224,7 +218,7 @@ def _separation(found, state, trainer, peak, samples, sample_rate, seconds):
     return Separation(
         stems=stems.reshape(trainer.num_instruments, *samples.shape),
         sample_rate=sample_rate,
-        tones=tones,
+        tones=jax.tree.map(np.asarray, found.tones.in_hz(trainer.axis, peak)),
         times=np.arange(found.loss.size) * trainer.settings.hop / trainer.settings.rate,
         dictionary=Dictionary(jnp.asarray(rows)),
         loss=found.loss,

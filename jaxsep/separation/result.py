@@ -1,8 +1,13 @@
 """What a separation returns, and what cannot be separated."""
 
+import dataclasses
+import itertools
+from collections.abc import Sequence
+
 import equinox as eqx
+import jax
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 from jaxsep.audio import check_samples
 from jaxsep.tones.dictionary import Dictionary
@@ -26,7 +31,8 @@ class Separation(eqx.Module):
     - `tones`: `[frames, tones]`; amplitudes in the recording's units, fundamentals in Hz. After a full search
       an instrument may have one tone more than it plays at a time: a note that rings on, or the next one.
     - `times`: centre of each frame in seconds.
-    - `dictionary`: harmonics of each instrument, whatever the pitch.
+    - `dictionary`: harmonics of each instrument, and how they change with the pitch if that was learned; of
+      each tone they are `dictionary.of(tones)`.
     - `loss`: lifted loss of each frame, for spectra with a peak of 1; of a network, the lifted distance of
       the frame from its direct predictions.
     - `confidence`: by how much, in units of the mean loss of a frame, the cost of the recording would grow
@@ -55,6 +61,25 @@ class Separation(eqx.Module):
     restart_losses: tuple[float, ...]
     seconds: dict[str, float]
 
+    def at_frames(self, chosen: Bool[np.ndarray, " frames"]) -> "Separation":
+        """What was found in some of the frames; the stems stay as they are."""
+        fields = lambda s: (s.tones, s.times, s.loss, s.confidence)
+        return eqx.tree_at(fields, self, jax.tree.map(lambda x: np.asarray(x)[chosen], fields(self)))
+
+    @classmethod
+    def joined(cls, parts: Sequence["Separation"]) -> "Separation":
+        """The findings of all parts as those of one; times of their stages are added up.
+
+        Stems, dictionary, costs and losses of the restarts are those of the first part.
+        """
+        fields = lambda s: (s.tones, s.times, s.loss, s.confidence)
+        joined = jax.tree.map(lambda *x: np.concatenate(x), *map(fields, parts))
+        seconds: dict[str, float] = {}
+        for name, value in itertools.chain.from_iterable(part.seconds.items() for part in parts):
+            seconds[name] = seconds.get(name, 0.0) + value
+        first = eqx.tree_at(fields, parts[0], joined)
+        return dataclasses.replace(first, seconds=seconds)
+
 
 def check_request(
     samples: np.ndarray, sample_rate: int, num_instruments: int, dictionary: Dictionary | None
@@ -62,7 +87,7 @@ def check_request(
     """Refuses what cannot be separated, with one sentence.
 
     Raises: `ValueError` for samples that are not finite, silent or shorter than a window, for a number of
-    instruments out of range, and for a dictionary of another number of instruments.
+    instruments out of range, and for a dictionary of another number of instruments or impossible values.
     """
     check_samples(samples, sample_rate)
     if num_instruments < 1:
@@ -74,7 +99,10 @@ def check_request(
             f"samples: expected at least one window of {_WINDOW:.3f} s, "
             f"got {samples.shape[-1] / sample_rate:.3f} s"
         )
-    if dictionary is not None and dictionary.num_instruments != num_instruments:
+    if dictionary is None:
+        return
+    dictionary.check()
+    if dictionary.num_instruments != num_instruments:
         raise ValueError(
             f"dictionary: expected {num_instruments} instruments, got {dictionary.num_instruments}"
         )

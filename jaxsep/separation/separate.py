@@ -1,18 +1,36 @@
-"""Separation with a learned dictionary, by sparse pursuit (P1) or the Beurling LASSO (P3)."""
+"""Separation with a learned dictionary, by sparse pursuit (P1) or the Beurling LASSO (P3).
 
+A recording in memory is explained as a whole. One of any length is explained in parts that fade into each
+other, with one dictionary, in memory that does not grow with it.
+"""
+
+import math
+import os
+from collections.abc import Iterator
+
+import equinox as eqx
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from jaxsep.audio import resample
+from jaxsep.audio import Recording, resample
 from jaxsep.progress import Progress
 from jaxsep.search.voices import VoiceModel
 from jaxsep.separation.chunks import ANALYSIS_RATE
 from jaxsep.separation.result import Separation, check_request
 from jaxsep.separation.settings import SeparationSettings
-from jaxsep.separation.stages import Clock, Learned, Stages
+from jaxsep.separation.stages import Part, Stages
 from jaxsep.tones.dictionary import Dictionary
 
-__all__ = ["separate"]
+__all__ = ["separate", "separate_parts"]
+
+#: Seconds before and after a part that are explained with it, and forgotten.
+_CONTEXT = 3
+
+#: Seconds in which a part fades into the next.
+_FADE = 1
+
+#: The instruments are learned from so many excerpts, each of so many seconds.
+_EXCERPTS, _EXCERPT = 4, 16
 
 
 def separate(
@@ -55,34 +73,112 @@ def separate(
     """
     samples = np.asarray(samples)
     check_request(samples, sample_rate, num_instruments, dictionary)
-    stages, clock = Stages(settings, voices, progress or Progress()), Clock()
-    channels = np.atleast_2d(samples).astype(np.float32)
-    analysed = np.ascontiguousarray(resample(channels, sample_rate, ANALYSIS_RATE))
+    stages = Stages(settings, progress)
+    part = Part.whole(np.atleast_2d(samples).astype(np.float32), sample_rate)
+    spectra = stages.spectra(part.analysed)
+    found = stages.explain(part, spectra, stages.survey(spectra, num_instruments, dictionary, voices, key))
+    return eqx.tree_at(lambda s: s.stems, found, found.stems.reshape(num_instruments, *samples.shape))
 
-    with clock("spectrogram"):
-        spectra = stages.spectra(analysed.mean(axis=0))
-        peak = float(spectra.max())
-        spectra = spectra / peak
-    if dictionary is not None:
-        learned = Learned.given(dictionary)
-    else:
-        with clock("learning"):
-            learned = stages.learn(spectra, num_instruments, key)
-    with clock("pursuit"):
-        found = stages.decompose(spectra, learned)
-    tones = stages.in_hertz(found.tones, peak)
-    with clock("resynthesis"):
-        harmonics = np.asarray(found.timbre.of(found.tones))
-        stems = stages.stems(analysed, channels, sample_rate, tones, harmonics, num_instruments)
-    return Separation(
-        stems=stems.reshape(num_instruments, *samples.shape),
-        sample_rate=sample_rate,
-        tones=tones,
-        times=np.arange(found.loss.size) * settings.hop / ANALYSIS_RATE,
-        dictionary=Dictionary(found.harmonics),
-        loss=found.loss,
-        confidence=found.confidence,
-        cost_trace=found.cost_trace,
-        restart_losses=learned.losses,
-        seconds=clock.seconds,
-    )
+
+def separate_parts(
+    path: str | os.PathLike,
+    num_instruments: int,
+    *,
+    seconds: float = 120.0,
+    settings: SeparationSettings = SeparationSettings(),
+    voices: VoiceModel = VoiceModel(),
+    dictionary: Dictionary | None = None,
+    progress: Progress | None = None,
+    key: PRNGKeyArray,
+) -> Iterator[Separation]:
+    """Separates a recording of any length part by part, in memory that does not grow with it.
+
+    The instruments, their registers, and how loud the recording is, come from excerpts: the loudest 16
+    seconds of each quarter. With them every part is explained, together with three seconds on either side,
+    and fades into the next in one second. Away from its ends, a recording in one part has the same stems
+    after greedy search, and after the full one all but the same: paths of nearly equal cost may differ.
+
+    Arguments:
+        path: the recording.
+        num_instruments: at least 1.
+        seconds: greatest length of a part, at least 1; the parts have equal lengths, in whole seconds.
+        settings, voices, dictionary, progress, key: as for `separate`.
+
+    Yields: the separation of every part, in order. Stems laid end to end are those of the recording, and
+    sum to it where those of `separate` do; `times` count from its beginning. `seconds`, `cost_trace` and
+    `confidence` are those of the part, and `restart_losses` those of the excerpts.
+
+    Raises: `AudioError` for a file that cannot be read as a recording with sound, and what `separate` raises.
+
+    Example:
+        >>> mixture, stems, rate = jaxsep.demo_recording()
+        >>> jaxsep.write_audio("duet.wav", mixture[: 4 * rate], rate)
+        >>> settings = jaxsep.SeparationSettings(restarts=1, steps=3, search="greedy")
+        >>> key = jax.random.key(0)
+        >>> parts = jaxsep.separate_parts("duet.wav", 2, seconds=2.0, settings=settings, key=key)
+        >>> [part.stems.shape for part in parts]
+        [(2, 1, 88200), (2, 1, 88200)]
+    """
+    if not seconds >= 1:
+        raise ValueError(f"seconds: expected at least 1, got {seconds}")
+    progress = progress or Progress()
+    stages = Stages(settings, progress)
+    with Recording(path) as recording:
+        excerpts = [recording.read(start, start + _EXCERPT) for start in _loudest(recording.energies())]
+        for excerpt in excerpts:
+            sounding = excerpt[:, : recording.num_samples]
+            check_request(sounding, recording.sample_rate, num_instruments, dictionary)
+        analysed = [resample(excerpt, recording.sample_rate, ANALYSIS_RATE) for excerpt in excerpts]
+        spectra = np.concatenate([stages.spectra(excerpt) for excerpt in analysed])
+        survey = stages.settled(spectra, stages.survey(spectra, num_instruments, dictionary, voices, key))
+        length = math.ceil(recording.duration / math.ceil(recording.duration / seconds))
+        firsts, tail = range(0, math.ceil(recording.duration), length), None
+        with progress.stage("parts", len(firsts)) as advance:
+            for number, first in enumerate(firsts, start=1):
+                part = _part(recording, first, length, settings.hop)
+                found = stages.explain(part, stages.spectra(part.analysed), survey)
+                found, tail = _trimmed(found, recording, first, length, tail, stages)
+                advance(f"{number} of {len(firsts)}")
+                yield found
+
+
+def _part(recording, first, length, hop) -> Part:
+    """The seconds from `first` on, with those around them."""
+    begin, end = first - _CONTEXT, first + length + _FADE + _CONTEXT
+    channels = recording.read(begin, end)
+    # The frames of all parts are those of the recording: the first is centred `skip` samples before `begin`,
+    # and has an even number, since the search begins with every other frame.
+    pairs, skip = divmod(begin * ANALYSIS_RATE, 2 * hop)
+    # Of every part alike, so that one compiled program serves all.
+    analysed = np.zeros((len(channels), (end - begin) * ANALYSIS_RATE + 2 * hop), np.float32)
+    resampled = resample(channels, recording.sample_rate, ANALYSIS_RATE)
+    analysed[:, skip : skip + resampled.shape[1]] = resampled
+    return Part(channels, recording.sample_rate, analysed, skip, 2 * pairs)
+
+
+def _trimmed(found, recording, first, length, tail, stages) -> tuple[Separation, np.ndarray]:
+    """The separation of a part without what surrounds it, and what it has of the next one."""
+    rate, hop = recording.sample_rate, stages.settings.hop
+    stems = found.stems[..., _CONTEXT * rate : (_CONTEXT + length + _FADE) * rate]
+    if tail is not None:
+        fade = np.linspace(0, 1, tail.shape[-1], dtype=np.float32)
+        stems[..., : tail.shape[-1]] = fade * stems[..., : tail.shape[-1]] + (1 - fade) * tail
+    last = first + length >= recording.duration
+    num_frames = stages.stft.num_frames(round(recording.num_samples * ANALYSIS_RATE / rate))
+    stop = num_frames if last else min(num_frames, -(-(first + length) * ANALYSIS_RATE // hop))
+    frames = np.round(found.times * ANALYSIS_RATE / hop).astype(int)
+    mine = (frames * hop >= first * ANALYSIS_RATE) & (frames < stop)
+    found, tail = found.at_frames(mine), stems[..., length * rate :]
+    stems = stems[..., : min(length * rate, recording.num_samples - first * rate)]
+    return eqx.tree_at(lambda s: s.stems, found, stems), tail
+
+
+def _loudest(energies: Float[np.ndarray, " seconds"]) -> list[int]:
+    """Where the loudest excerpt of every quarter begins; quarters without sound have none."""
+    starts = []
+    for quarter in np.array_split(np.arange(energies.size), min(_EXCERPTS, -(-energies.size // _EXCERPT))):
+        sums = np.convolve(energies[quarter], np.ones(_EXCERPT))[_EXCERPT - 1 :]
+        sums = sums[: max(1, quarter.size - _EXCERPT + 1)]
+        if sums.max() > 0:
+            starts.append(int(quarter[0] + sums.argmax()))
+    return starts

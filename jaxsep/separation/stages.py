@@ -7,30 +7,32 @@ from contextlib import contextmanager
 from typing import NamedTuple
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Float, PRNGKeyArray
 
 from jaxsep.audio import resample
-from jaxsep.blasso import decompose as blasso
+from jaxsep.blasso.decompose import decompose
 from jaxsep.learning.learner import DictionaryLearner
 from jaxsep.learning.restarts import learn_dictionaries
-from jaxsep.numerics.devices import chunk_size
+from jaxsep.numerics.devices import num_chunks
 from jaxsep.progress import Progress
 from jaxsep.pursuit.loss import LiftedLoss
 from jaxsep.pursuit.recording import pursue
 from jaxsep.pursuit.tone_pursuit import TonePursuit
-from jaxsep.search.alternation import Alternated, Alternation
+from jaxsep.search.alternation import Alternation, Finder, SearchResult
 from jaxsep.search.voices import VoiceModel, Voices
-from jaxsep.separation.chunks import ANALYSIS_RATE, log_spectra, num_chunks, resynthesise
+from jaxsep.separation.chunks import ANALYSIS_RATE, log_spectra, resynthesise
+from jaxsep.separation.result import Separation
 from jaxsep.separation.settings import SeparationSettings
 from jaxsep.signal.axes import LogAxis
 from jaxsep.signal.peaks import PeakPursuit
 from jaxsep.signal.stft import GaussianSTFT
-from jaxsep.tones.dictionary import Dictionary, Timbre
+from jaxsep.tones.dictionary import Dictionary
 from jaxsep.tones.tones import Tones
 
-__all__ = ["Clock", "Learned", "Stages"]
+__all__ = ["Clock", "Part", "Stages", "Survey"]
 
 #: Restarts that the search of the whole recording begins with.
 _STARTS = 2
@@ -39,20 +41,45 @@ _STARTS = 2
 _SPANS = (0.01, 0.02, 0.06, 0.13, 0.26)
 
 
-class Learned(NamedTuple):
-    """Rows of the dictionaries to begin with, the most promising first, and the losses of all restarts.
+class Part(NamedTuple):
+    """A stretch of a recording, or all of it.
 
-    A given dictionary can have a timbre.
+    - `channels`: at the recording's own rate.
+    - `sample_rate`: that rate, in Hz.
+    - `analysed`: at the analysis rate, on the recording's grid of frames.
+    - `skip`: how many samples of `analysed` precede those of `channels`.
+    - `first_frame`: number of the first frame of `analysed`, in the recording.
     """
 
-    dictionaries: list[Float[Array, "instruments harmonics"]]
-    losses: tuple[float, ...]
-    timbre: Timbre | None = None
+    channels: Float[np.ndarray, "channels samples"]
+    sample_rate: int
+    analysed: Float[np.ndarray, "channels resampled"]
+    skip: int = 0
+    first_frame: int = 0
 
     @classmethod
-    def given(cls, dictionary: Dictionary) -> "Learned":
-        """A dictionary that stays as it is."""
-        return cls([dictionary.harmonics], ())
+    def whole(cls, channels: Float[np.ndarray, "channels samples"], sample_rate: int) -> "Part":
+        """A whole recording."""
+        return cls(
+            channels, sample_rate, np.ascontiguousarray(resample(channels, sample_rate, ANALYSIS_RATE))
+        )
+
+
+class Survey(NamedTuple):
+    """What is known of a recording before its frames are explained.
+
+    - `dictionaries`: to begin with, the most promising first.
+    - `learn`: whether they may change.
+    - `losses`: of all dictionaries that were learned.
+    - `voices`: what notes have in common; `Voices` are those of this recording.
+    - `peak`: largest value of the spectra, by which they are divided.
+    """
+
+    dictionaries: tuple[Dictionary, ...]
+    learn: bool
+    losses: tuple[float, ...]
+    voices: VoiceModel | Voices
+    peak: float
 
 
 class Stages:
@@ -60,26 +87,34 @@ class Stages:
 
     Arguments:
         settings: options.
-        voices: what notes have in common; `Voices` are those of this recording.
         progress: hears of every stage.
     """
 
-    def __init__(self, settings: SeparationSettings, voices: VoiceModel | Voices, progress: Progress):
-        self.settings, self.voices, self.progress = settings, voices, progress
+    def __init__(self, settings: SeparationSettings, progress: Progress | None = None):
+        self.settings, self.progress, self.clock = settings, progress or Progress(), Clock()
         self.stft, self.axis = GaussianSTFT(hop=settings.hop), LogAxis()
         self.pursuit = TonePursuit(LiftedLoss(self.axis), settings.tones_per_instrument)
 
-    def spectra(self, mono: Float[np.ndarray, " samples"]) -> Float[np.ndarray, "frames bins"]:
-        """Log-frequency spectrogram of samples at the analysis rate."""
+    def spectra(self, samples: Float[np.ndarray, "channels samples"]) -> Float[np.ndarray, "frames bins"]:
+        """Log-frequency spectrogram of the average of channels at the analysis rate."""
         peaks = PeakPursuit.full() if self.settings.full_peaks else PeakPursuit()
-        name = "log-frequency spectrogram"
-        with self.progress.stage(name, num_chunks(self.stft, mono.size)):
-            return log_spectra(mono, self.stft, self.axis, peaks, lambda: self.progress.advance(name))
+        total = num_chunks(self.stft.num_frames(samples.shape[1]))
+        with self.clock("spectrogram"), self.progress.stage("log-frequency spectrogram", total) as advance:
+            return log_spectra(samples.mean(axis=0), self.stft, self.axis, peaks, advance)
 
-    def learn(
-        self, spectra: Float[np.ndarray, "frames bins"], num_instruments: int, key: PRNGKeyArray
-    ) -> Learned:
-        """Dictionaries from spectra with a peak of about 1."""
+    def survey(
+        self,
+        spectra: Float[np.ndarray, "frames bins"],
+        num_instruments: int,
+        dictionary: Dictionary | None,
+        voices: VoiceModel,
+        key: PRNGKeyArray,
+    ) -> Survey:
+        """Dictionaries learned from spectra, unless one is given; it stays as it is."""
+        peak = float(spectra.max())
+        if dictionary is not None:
+            dictionary = dictionary if self.settings.timbre else dictionary.plain
+            return Survey((dictionary,), False, (), voices, peak)
         settings = self.settings
         learner = DictionaryLearner(
             # The dictionary averages over many frames: tones need not be exact to teach it.
@@ -89,113 +124,117 @@ class Stages:
             calls=-(-2 * settings.steps // 3),
             polish=settings.steps // 3,
         )
-        restarts = learn_dictionaries(spectra, learner, settings.restarts, progress=self.progress, key=key)
-        dictionaries = [restart.harmonics for restart in restarts[:_STARTS]]
-        return Learned(dictionaries, tuple(restart.loss for restart in restarts))
+        with self.clock("learning"):
+            restarts = learn_dictionaries(
+                spectra / peak, learner, settings.restarts, progress=self.progress, key=key
+            )
+        dictionaries = tuple(Dictionary(restart.harmonics) for restart in restarts[:_STARTS])
+        return Survey(dictionaries, True, tuple(restart.loss for restart in restarts), voices, peak)
 
-    def decompose(self, spectra: Float[np.ndarray, "frames bins"], learned: Learned) -> Alternated:
-        """Tones, harmonics, and how sure they are, from spectra with a peak of about 1."""
-        find = pursue
-        if self.settings.method == "blasso":
-            find = functools.partial(blasso.decompose, alpha=self.settings.alpha)
-        name = "finding the tones"
-        with self.progress.stage(name, self.num_steps(spectra.shape[0], learned)):
+    def settled(self, spectra: Float[np.ndarray, "frames bins"], survey: Survey) -> Survey:
+        """The survey with the one dictionary, and the voices, that explain these spectra best."""
+        if not survey.learn and self.settings.search == "greedy":
+            return survey  # nothing to be known about voices
+        found = self.search(spectra, survey)
+        voices = survey.voices if found.voices is None else found.voices
+        return survey._replace(dictionaries=(found.dictionary,), learn=False, voices=voices)
+
+    def search(self, spectra: Float[np.ndarray, "frames bins"], survey: Survey) -> SearchResult:
+        """Tones and dictionary that explain spectra."""
+        spectra = spectra / survey.peak
+        with self.clock("pursuit"):
             if self.settings.search == "greedy":
-                pursuit = _with_tolerance(self.pursuit, self.pursuit.solver.tolerance)
-                harmonics = learned.dictionaries[0]
-                found = find(pursuit, spectra, harmonics, lambda: self.progress.advance(name))
-                return _unsearched(found, harmonics, self.axis)
-            quick = _with_tolerance(self.pursuit, 1e-4)
-            advance = lambda note: self.progress.advance(name, note)
-            return self._alternation(learned)(quick, spectra, learned.dictionaries, advance, find=find)
+                return self._greedy(spectra, survey.dictionaries[0].plain)
+            alternation = Alternation(
+                survey.voices,
+                self.settings.rounds,
+                spans=_spans(self.settings.hop),
+                learn=survey.learn,
+                timbre=self.settings.timbre,
+            )
+            total = alternation.num_steps(len(survey.dictionaries))
+            with self.progress.stage("finding the tones", total) as advance:
+                model = _with_tolerance(self.pursuit, 1e-4)
+                return alternation(model, spectra, survey.dictionaries, advance, find=self._finder)
 
-    def num_steps(self, num_frames: int, learned: Learned) -> int:
-        """How often `decompose` reports its progress at most."""
-        if self.settings.search == "greedy":
-            return -(-num_frames // chunk_size())
-        return self._alternation(learned).num_steps(num_frames, len(learned.dictionaries))
-
-    def _alternation(self, learned):
-        spans = tuple(
-            sorted({max(1, round(seconds * ANALYSIS_RATE / self.settings.hop)) for seconds in _SPANS})
-        )
-        # A given dictionary is used as it is.
-        return Alternation(
-            self.voices,
-            self.settings.rounds,
-            spans=spans,
-            learn=bool(learned.losses),
-            pitched=self.settings.timbre,
-            timbre=learned.timbre,
-        )
-
-    def in_hertz(self, tones: Tones, peak: float) -> Tones:
-        """Tones of spectra that were divided by their peak, in Hz and the recording's units."""
-        hertz = self.axis.to_hz(jnp.asarray(tones.fundamental))
-        return eqx.tree_at(
-            lambda t: (t.amplitude, t.fundamental),
-            tones,
-            (tones.amplitude * peak, np.where(tones.active, hertz, 0)),
+    def explain(self, part: Part, spectra: Float[np.ndarray, "frames bins"], survey: Survey) -> Separation:
+        """Everything that is found in a part of which the spectra are given."""
+        found = self.search(spectra, survey)
+        tones = jax.tree.map(np.asarray, found.tones.in_hz(self.axis, survey.peak))
+        with self.clock("resynthesis"):
+            stems = self._stems(part, tones, found.dictionary)
+        frames = part.first_frame + np.arange(found.loss.size)
+        return Separation(
+            stems=stems,
+            sample_rate=part.sample_rate,
+            tones=tones,
+            times=frames * self.settings.hop / ANALYSIS_RATE,
+            dictionary=found.dictionary,
+            loss=found.loss,
+            confidence=found.confidence,
+            cost_trace=found.cost_trace,
+            restart_losses=survey.losses,
+            seconds=self.clock.taken(),
         )
 
-    def stems(
-        self,
-        analysed: Float[np.ndarray, "channels resampled"],
-        channels: Float[np.ndarray, "channels samples"],
-        sample_rate: int,
-        tones: Tones,
-        harmonics: Float[np.ndarray, "frames tones harmonics"],
-        num_instruments: int,
-        *,
-        skip: int = 0,
-    ) -> Float[np.ndarray, "instruments channels samples"]:
-        """Stems at the recording's own rate and length.
+    @property
+    def _finder(self) -> Finder:
+        """What finds the tones of each frame by itself."""
+        if self.settings.method == "blasso":
+            return functools.partial(decompose, alpha=self.settings.alpha)
+        return pursue
 
-        Arguments:
-            analysed: at the analysis rate.
-            channels: the recording.
-            sample_rate: of `channels`, in Hz.
-            tones: of the frames of `analysed`, in Hz.
-            harmonics: of each tone.
-            num_instruments: how many stems.
-            skip: how many samples of `analysed` precede those of `channels`.
-        """
-        settings, name, num_samples = self.settings, "resynthesis", channels.shape[1]
-        with self.progress.stage(name, settings.phase_iterations * num_chunks(self.stft, analysed.shape[1])):
-            advance = lambda: self.progress.advance(name)
-            rows = harmonics, num_instruments
-            stems = resynthesise(analysed, tones, *rows, self.stft, settings, advance)[..., skip:]
-        stems = np.stack([resample(stem, ANALYSIS_RATE, sample_rate) for stem in stems])
+    def _greedy(self, spectra, dictionary):
+        """The tones of each frame alone (P1)."""
+        model = _with_tolerance(self.pursuit, self.pursuit.solver.tolerance)
+        with self.progress.stage("finding the tones", num_chunks(len(spectra))) as advance:
+            found = self._finder(model, spectra, dictionary.harmonics, advance)
+        unknown = np.full(found.loss.size, np.nan, np.float32)
+        return SearchResult(found.tones, found.loss, dictionary, (float(found.loss.mean()),), unknown)
+
+    def _stems(self, part: Part, tones: Tones, dictionary: Dictionary):
+        """Stems at the recording's own rate and length."""
+        settings, num_samples = self.settings, part.channels.shape[1]
+        number = dictionary.num_instruments
+        total = settings.phase_iterations * num_chunks(self.stft.num_frames(part.analysed.shape[1]))
+        with self.progress.stage("resynthesis", total) as advance:
+            harmonics = np.asarray(dictionary.of(tones))
+            stems = resynthesise(part.analysed, tones, harmonics, number, self.stft, settings, advance)
+        stems = np.stack(
+            [resample(stem, ANALYSIS_RATE, part.sample_rate) for stem in stems[..., part.skip :]]
+        )
         if stems.shape[-1] < num_samples:
             stems = np.pad(stems, [(0, 0), (0, 0), (0, num_samples - stems.shape[-1])])
         stems = stems[..., :num_samples]
         if settings.masking and settings.share > 0 and settings.phase_iterations == 1:
             # What two resamplings lost, near the Nyquist frequency, is shared like all that no tone explains.
-            stems = stems + (channels - stems.sum(axis=0)) / stems.shape[0]
+            stems = stems + (part.channels - stems.sum(axis=0)) / number
         return stems
 
 
 class Clock:
-    """Wall time of stages, in `seconds`, added up under each name."""
+    """Wall time of stages, added up under each name."""
 
     def __init__(self):
-        self.seconds: dict[str, float] = {}
+        self._seconds: dict[str, float] = {}
 
     @contextmanager
     def __call__(self, stage: str) -> Iterator[None]:
         """Measures the time until its context ends."""
         begin = time.perf_counter()
         yield
-        self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - begin
+        self._seconds[stage] = self._seconds.get(stage, 0.0) + time.perf_counter() - begin
+
+    def taken(self) -> dict[str, float]:
+        """Seconds of every stage since the last call."""
+        seconds, self._seconds = self._seconds, {}
+        return seconds
+
+
+def _spans(hop):
+    return tuple(sorted({max(1, round(seconds * ANALYSIS_RATE / hop)) for seconds in _SPANS}))
 
 
 def _with_tolerance(pursuit, tolerance):
     # An array: one compiled program for every tolerance.
     return eqx.tree_at(lambda p: p.solver.tolerance, pursuit, jnp.asarray(tolerance, jnp.float32))
-
-
-def _unsearched(found, harmonics, axis):
-    """Tones that were found without comparing explanations of the recording."""
-    unknown = np.full(found.loss.size, np.nan, np.float32)
-    timbre = Timbre.constant(harmonics, axis)
-    return Alternated(found.tones, found.loss, harmonics, timbre, (float(found.loss.mean()),), unknown)

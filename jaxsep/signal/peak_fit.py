@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxsep.numerics.dot import dot
-from jaxsep.signal.gaussians import add_windows, width_bounds, window_offsets
+from jaxsep.signal.gaussians import Windowed, gaussian, sum_gaussians, width_bounds
 
 __all__ = ["PeakFit", "refine_peaks"]
 
@@ -95,38 +95,17 @@ def _evaluate(parameters, active, spectrum):
     """Residual, and the gradient of the loss by the unit coordinates (see `_scales`)."""
     amplitude, position, width = parameters
     amplitude = jnp.where(active, amplitude, 0)
-    num_bins, offsets = spectrum.shape[0], window_offsets(spectrum.dtype)
-    nearest = jnp.round(position).astype(jnp.int32)
-    shift = nearest - position
-    shapes = jnp.exp(-0.5 * ((shift[:, None] + offsets) / width[:, None]) ** 2)
-    residual = spectrum - _model(amplitude, position, width, shapes, nearest, num_bins)
+    bins = Windowed(spectrum.shape[0])
+    residual = spectrum - sum_gaussians(amplitude, position, width, bins.num_bins)
+    distance, nearest = bins.distances(position)
+    shift, offsets = nearest - position, bins.offsets(position.dtype)
     # Σ_f r g d^k, k = 0, 1, 2, with d the distance from the peak, from the moments about the nearest bin
     powers = jnp.stack([jnp.ones_like(offsets), offsets, offsets**2], axis=1)
-    weighted = _windows(residual, nearest, offsets.shape[0]) * shapes
+    weighted = bins.near(residual, nearest) * gaussian(distance / width[:, None])
     m0, m1, m2 = dot(weighted, powers).T
     moments = jnp.stack([m0, m1 + shift * m0, m2 + shift * (2 * m1 + shift * m0)])
     by_shape = moments / jnp.stack([jnp.ones_like(width), width**2, width**3])
     return residual, -by_shape * _scales(width)
-
-
-def _model(amplitude, position, width, shapes, nearest, num_bins):
-    def dense(amplitude, position, width, *_):
-        distance = (jnp.arange(num_bins, dtype=width.dtype) - position[:, None]) / width[:, None]
-        return jnp.sum(amplitude[:, None] * jnp.exp(-0.5 * distance**2), axis=0)
-
-    def windowed(amplitude, position, width, shapes, nearest):
-        return add_windows(amplitude[:, None] * shapes, nearest, num_bins)[0]
-
-    # Additions that meet in one bin are slow on accelerators.
-    arguments = (amplitude, position, width, shapes, nearest)
-    return jax.lax.platform_dependent(*arguments, cpu=windowed, default=dense)
-
-
-def _windows(values, nearest, length):
-    """The values around each bin of `nearest`, zero outside the axis."""
-    start = jnp.clip(nearest + length - length // 2, 0, values.shape[0] + length)
-    padded = jnp.pad(values, length)
-    return jax.vmap(lambda s: jax.lax.dynamic_slice(padded, (s,), (length,)))(start)
 
 
 def _scales(width):

@@ -7,10 +7,8 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxsep.numerics.lanes import map_frames
 from jaxsep.signal.axes import LinearAxis, LogAxis
-from jaxsep.signal.gaussians import SINUSOID_WIDTH, width_bounds
+from jaxsep.signal.gaussians import SINUSOID_WIDTH, sum_gaussians, width_bounds
 from jaxsep.signal.peak_fit import PeakFit, refine_peaks
-from jaxsep.tones.rendering import render
-from jaxsep.tones.tones import Tones
 
 __all__ = ["PeakOutcome", "PeakPursuit", "PeakPursuitResult", "Peaks", "render_peaks"]
 
@@ -37,15 +35,8 @@ def render_peaks(peaks: Peaks, axis: LinearAxis | LogAxis) -> Float[Array, " bin
     Arguments: `peaks`, `[peaks]`, with widths within `width_bounds()`; `axis`, of which the number of bins
     matters.
     """
-    tones = Tones(
-        amplitude=peaks.amplitude,
-        fundamental=peaks.position,
-        width=peaks.width,
-        inharmonicity=jnp.zeros_like(peaks.width),
-        instrument=jnp.zeros(peaks.active.shape, jnp.int32),
-        active=peaks.active,
-    )
-    return render(tones, jnp.ones((1, 1), peaks.amplitude.dtype), axis)
+    height = jnp.where(peaks.active, peaks.amplitude, 0)
+    return sum_gaussians(height, peaks.position, peaks.width, axis.num_bins)
 
 
 class PeakOutcome(eqx.Enumeration):

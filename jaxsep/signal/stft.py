@@ -11,6 +11,8 @@ from jax import lax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Complex, Float, Int
 
+from jaxsep.signal.axes import LinearAxis
+
 __all__ = ["GaussianSTFT", "normalise_overlap"]
 
 #: The window is cut at ±6 standard deviations, where it has fallen to 1.5e-8 of its peak.
@@ -77,6 +79,10 @@ class GaussianSTFT(eqx.Module):
     def sinusoid_std(self) -> float:
         """Standard deviation in bins of the Gaussian peak that a stationary sinusoid makes: 6/π."""
         return self.n_fft / (2 * np.pi * self.window_std)
+
+    def axis(self, sample_rate: int | float) -> LinearAxis:
+        """The bins that the tone model covers at a rate in Hz: all but the Nyquist bin."""
+        return LinearAxis(self.n_fft // 2, sample_rate / self.n_fft)
 
     def num_frames(self, num_samples: int) -> int:
         """Number of frames of a signal: the first centred on its first sample, the last at or past its last.

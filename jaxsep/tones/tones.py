@@ -1,13 +1,13 @@
-"""Tones: what every inference method finds in a frame."""
+"""Tones: what every inference method finds in a frame, and the parameters that a solver may change."""
 
 import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxsep.signal.gaussians import SINUSOID_WIDTH
+from jaxsep.signal.axes import LinearAxis, LogAxis
+from jaxsep.signal.gaussians import SINUSOID_WIDTH, width_bounds
 
-__all__ = ["MAX_INHARMONICITY", "Tones"]
-
+__all__ = ["MAX_INHARMONICITY", "Tones", "parameter_bounds", "parameters_of"]
 
 #: Largest inharmonicity b that the pursuit considers (P1).
 MAX_INHARMONICITY = 2e-3
@@ -27,11 +27,7 @@ class Tones(eqx.Module):
     - `active`: whether the slot holds a tone.
 
     Example:
-        >>> tones = jaxsep.Tones(
-        ...     *jnp.array([[1.0, 0.5], [400.0, 460.0], [1.91, 1.91], [0.0, 0.0]]),
-        ...     instrument=jnp.array([0, 1]),
-        ...     active=jnp.array([True, True]),
-        ... )
+        >>> tones = jaxsep.Tones.plain(jnp.array([1.0, 0.5]), jnp.array([400.0, 460.0]), jnp.array([0, 1]))
         >>> tones.capacity, jaxsep.Tones.empty((100, 4)).capacity
         (2, 4)
     """
@@ -49,14 +45,54 @@ class Tones(eqx.Module):
         return self.amplitude.shape[-1]
 
     @classmethod
+    def plain(
+        cls,
+        amplitude: Float[Array, "*frames tones"],
+        fundamental: Float[Array, "*frames tones"],
+        instrument: Int[Array, "*frames tones"],
+        active: Bool[Array, "*frames tones"] | None = None,
+    ) -> "Tones":
+        """Harmonic tones with the width of a sinusoid, all of them active by default."""
+        return cls(
+            amplitude=amplitude,
+            fundamental=fundamental,
+            width=jnp.full_like(fundamental, SINUSOID_WIDTH),
+            inharmonicity=jnp.zeros_like(fundamental),
+            instrument=instrument,
+            active=jnp.ones(fundamental.shape, bool) if active is None else active,
+        )
+
+    @classmethod
     def empty(cls, shape: tuple[int, ...], dtype=jnp.float32) -> "Tones":
         """Slots without tones; `shape` ends with the capacity, e.g. `(frames, tones)`."""
         zero = jnp.zeros(shape, dtype)
-        return cls(
-            amplitude=zero,
-            fundamental=zero,
-            width=zero + SINUSOID_WIDTH,
-            inharmonicity=zero,
-            instrument=jnp.zeros(shape, jnp.int32),
-            active=jnp.zeros(shape, bool),
-        )
+        return cls.plain(zero, zero, jnp.zeros(shape, jnp.int32), jnp.zeros(shape, bool))
+
+    def in_hz(self, axis: LinearAxis | LogAxis, scale: float | Float[Array, ""] = 1.0) -> "Tones":
+        """Fundamentals in Hz instead of bins of an axis, 0 in empty slots, and amplitudes times a scale."""
+        # A tone that drifted far off the axis is silent, but its frequency may not overflow.
+        position = jnp.clip(self.fundamental, -axis.num_bins, 2 * axis.num_bins)
+        hertz = jnp.where(self.active, axis.to_hz(position), 0)
+        return eqx.tree_at(lambda t: (t.amplitude, t.fundamental), self, (scale * self.amplitude, hertz))
+
+    def moved(
+        self,
+        parameters: Float[Array, "*frames tones parameters"],
+        active: Bool[Array, "*frames tones"] | None = None,
+    ) -> "Tones":
+        """The same instruments with other parameters, in the order of `parameters_of`."""
+        values = (parameters[..., k] for k in range(parameters.shape[-1]))
+        return Tones(*values, self.instrument, self.active if active is None else active)
+
+
+def parameters_of(tones: Tones) -> Float[Array, "*frames tones parameters"]:
+    """What a solver may change: amplitude, fundamental, width, inharmonicity."""
+    return jnp.stack([tones.amplitude, tones.fundamental, tones.width, tones.inharmonicity], axis=-1)
+
+
+def parameter_bounds(dtype) -> tuple[Float[Array, " parameters"], Float[Array, " parameters"]]:
+    """Smallest and largest values of the parameters (P1)."""
+    narrow, wide = width_bounds()
+    infinity = float("inf")
+    lower, upper = [0, -infinity, narrow, 0], [infinity, infinity, wide, MAX_INHARMONICITY]
+    return jnp.array(lower, dtype), jnp.array(upper, dtype)
