@@ -16,6 +16,7 @@ from benchmarks.commands import (
     settings,
     speed,
     suite,
+    timbre,
     tradeoff,
     training,
 )
@@ -33,6 +34,7 @@ for module in (
     corpus,
     selection,
     settings,
+    timbre,
     ablation,
     tradeoff,
     blasso,

@@ -30,17 +30,11 @@ def instrument_adam(
     that was drawn anew (`reset_instruments`) starts afresh.
     """
 
-    def update(gradient, state, harmonics=None):
-        del harmonics
-        mean = decay_mean * state.mean + (1 - decay_mean) * gradient
-        power = decay_power * state.power + (1 - decay_power) * jnp.mean(gradient**2, axis=1)
-        steps = state.steps + 1
-        mean_hat = mean / (1 - decay_mean ** steps.astype(mean.dtype))[:, None]
-        power_hat = power / (1 - decay_power ** steps.astype(mean.dtype))
-        change = -learning_rate * mean_hat / (jnp.sqrt(power_hat)[:, None] + epsilon)
-        return change, InstrumentAdamState(mean, power, steps)
+    def accumulate(power, gradient):
+        return decay_power * power + (1 - decay_power) * jnp.mean(gradient**2, axis=1)
 
-    return optax.GradientTransformation(_begin, update)
+    unbiased = lambda power, steps: jnp.sqrt(power / (1 - decay_power**steps))
+    return _rule(learning_rate, decay_mean, epsilon, accumulate, unbiased)
 
 
 def instrument_adamax(
@@ -51,13 +45,20 @@ def instrument_adamax(
 ) -> optax.GradientTransformation:
     """AdaMax whose norm is one number per instrument (P2): `u_i ← max(β₂ u_i, max_h |g_{ih}|)`."""
 
+    def accumulate(power, gradient):
+        return jnp.maximum(decay_power * power, jnp.max(jnp.abs(gradient), axis=1))
+
+    return _rule(learning_rate, decay_mean, epsilon, accumulate, lambda power, steps: power)
+
+
+def _rule(learning_rate, decay_mean, epsilon, accumulate, scale):
     def update(gradient, state, harmonics=None):
         del harmonics
         mean = decay_mean * state.mean + (1 - decay_mean) * gradient
-        power = jnp.maximum(decay_power * state.power, jnp.max(jnp.abs(gradient), axis=1))
-        steps = state.steps + 1
-        mean_hat = mean / (1 - decay_mean ** steps.astype(mean.dtype))[:, None]
-        change = -learning_rate * mean_hat / (power[:, None] + epsilon)
+        power, steps = accumulate(state.power, gradient), state.steps + 1
+        count = steps.astype(mean.dtype)
+        mean_hat = mean / (1 - decay_mean**count)[:, None]
+        change = -learning_rate * mean_hat / (scale(power, count)[:, None] + epsilon)
         return change, InstrumentAdamState(mean, power, steps)
 
     return optax.GradientTransformation(_begin, update)

@@ -29,8 +29,7 @@ class NoteRule:
 
     Example:
         >>> shape, times = (50, 1), 0.01 * np.arange(50)  # half a second of 440 Hz
-        >>> values = (jnp.full(shape, x) for x in (0.1, 440.0, 1.91, 0.0))
-        >>> tones = jaxsep.Tones(*values, jnp.zeros(shape, int), jnp.ones(shape, bool))
+        >>> tones = jaxsep.Tones.plain(*(jnp.full(shape, x) for x in (0.1, 440.0, 0)))
         >>> dictionary = jaxsep.Dictionary(jnp.ones((1, 1)))
         >>> jaxsep.find_notes(tones, times, dictionary, jaxsep.NoteRule(min_length=1.0))
         []
@@ -125,8 +124,7 @@ def find_notes(
 
     Example:
         >>> shape, times = (50, 1), 0.01 * np.arange(50)  # half a second of 440 Hz
-        >>> values = (jnp.full(shape, x) for x in (0.1, 440.0, 1.91, 0.0))
-        >>> tones = jaxsep.Tones(*values, jnp.zeros(shape, int), jnp.ones(shape, bool))
+        >>> tones = jaxsep.Tones.plain(*(jnp.full(shape, x) for x in (0.1, 440.0, 0)))
         >>> dictionary = jaxsep.Dictionary(jnp.ones((1, 1)))
         >>> [(note.instrument, round(note.pitch)) for note in jaxsep.find_notes(tones, times, dictionary)]
         [(0, 69)]

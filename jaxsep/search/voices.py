@@ -43,8 +43,7 @@ class VoiceModel(eqx.Module):
 
     Example:
         >>> shape = (20, 1)  # [frames, tones]: an instrument that plays bin 400
-        >>> values = (jnp.full(shape, x) for x in (1.0, 400.0, 1.91, 0.0))
-        >>> tones = jaxsep.Tones(*values, jnp.zeros(shape, int), jnp.ones(shape, bool))
+        >>> tones = jaxsep.Tones.plain(*(jnp.full(shape, x) for x in (1.0, 400.0, 0)))
         >>> voices = jaxsep.VoiceModel(crossing=0.0).fit(tones, 1, 1, jaxsep.LogAxis(), scale=1.0)
         >>> bool(voices.surprisal[0, 400] < 0 < voices.surprisal[0, 700])
         True
