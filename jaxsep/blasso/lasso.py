@@ -132,7 +132,6 @@ class BeurlingLasso(eqx.Module):
         """The measures that the proximal gradient method arrives at, and its steps."""
         num_frames, num_patterns = signals.shape[0], patterns.num_patterns
         singles = patterns.single()
-        lanes = self.projection.num_lanes or default_lanes(num_frames)
         start = Spikes.empty((num_frames, 1), signals.dtype) if start is None else start
         begin = lambda i: self._begin(patterns, signals[i], jax.tree.map(lambda x: x[i], start))
         last = run_lanes(
@@ -142,7 +141,7 @@ class BeurlingLasso(eqx.Module):
             lambda state: state,
             *queue(valid),
             jax.vmap(begin)(jnp.arange(num_frames)),
-            min(lanes, num_frames),
+            default_lanes(num_frames),
         )
         spikes = last.maps.spikes
         pattern = jnp.broadcast_to(jnp.arange(num_patterns)[:, None], spikes.pattern.shape)

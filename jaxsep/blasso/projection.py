@@ -106,7 +106,6 @@ class Projection(eqx.Module):
         num_candidates: shifts that may join in one step.
         num_slides: Newton steps in one step.
         max_steps: at most.
-        num_lanes: signals iterated at once (default: what suits the platform).
         adjoint: how the solution is differentiated, `Implicit()` or `Unrolled()`.
 
     Example:
@@ -124,7 +123,6 @@ class Projection(eqx.Module):
     num_candidates: int = eqx.field(static=True, default=4)
     num_slides: int = eqx.field(static=True, default=4)
     max_steps: int = eqx.field(static=True, default=100)
-    num_lanes: int | None = eqx.field(static=True, default=None)
     adjoint: Adjoint = Implicit()
 
     def __check_init__(self):
@@ -221,7 +219,6 @@ class Projection(eqx.Module):
     def _solve(self, patterns, signals, bound, start, valid) -> Exchange:
         num_frames = signals.shape[0]
         start = _resize(_compact(start), self.max_spikes)
-        lanes = default_lanes(num_frames) if self.num_lanes is None else min(self.num_lanes, num_frames)
         state = jax.vmap(self.begin)(signals, start)
         waiting = valid
         for size in sorted({min(_FEW, self.max_spikes), self.max_spikes}):
@@ -236,7 +233,7 @@ class Projection(eqx.Module):
                 lambda s: s,
                 *queue(ready),
                 current,
-                lanes,
+                default_lanes(num_frames),
             )
             full = current.full & (current.certificate.relative_gap > self.accuracy(signals.dtype))
             waiting = (waiting & ~ready) | (ready & full)
