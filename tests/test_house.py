@@ -17,8 +17,6 @@ ROOMS = """
     separation results report cli __main__
 """.split()  # noqa: SIM905
 
-#: What is not so yet.
-
 
 def parsed(package):
     """Syntax trees of a package's modules by their full names, but not of its own `__init__`."""
