@@ -74,13 +74,11 @@ def sdr_sir_sar_gain(
         references: true sources, `(instruments, samples)`, float32 or float64, any level.
         estimates: estimated sources of the same shape, in any order, any level.
 
-    Returns:
-        `SeparationScores`. The lowest figure, −20·log10(1/eps) dB, stands for a silent estimate (all three)
-        and for a silent reference (SDR and SIR; SAR does not depend on a single reference). Samples that are
-        not finite give NaN.
+    Returns: `SeparationScores`. The lowest figure, −20·log10(1/eps) dB, stands for a silent estimate (all
+    three) and for a silent reference (SDR and SIR; SAR does not depend on a single reference). Samples that
+    are not finite give NaN.
 
-    Raises:
-        ValueError: if the numbers of signals, their lengths or their types do not fit.
+    Raises: `ValueError` if the numbers of signals, their lengths or their types do not fit.
 
     Source: E. Vincent, R. Gribonval, C. Févotte, "Performance measurement in blind audio source separation",
     IEEE Trans. Audio Speech Lang. Process. 14(4), 2006; a time-invariant gain is the allowed distortion (P1).
@@ -113,13 +111,11 @@ def sdr_sir_sar_filter(
         estimates: estimated sources of the same shape, in any order, any level.
         filter_length: number of filter taps, at least 1; 512 is customary, 1 allows only a gain.
 
-    Returns:
-        `SeparationScores`, with silence as in `sdr_sir_sar_gain`. The delayed signals of real music are
-        nearly dependent, which float32 resolves less well: its figures are off by hundredths of a decibel.
-        Use float64 for figures to be published.
+    Returns: `SeparationScores`, with silence as in `sdr_sir_sar_gain`. The delayed signals of real music are
+    nearly dependent, which float32 resolves less well: its figures are off by hundredths of a decibel. Use
+    float64 for figures to be published.
 
-    Raises:
-        ValueError: if the numbers of signals, their lengths, their types or `filter_length` do not fit.
+    Raises: `ValueError` if the numbers of signals, their lengths, their types or `filter_length` do not fit.
 
     Source: Vincent et al. 2006 as for `sdr_sir_sar_gain`; the same measure as `bss_eval_sources` of mir_eval
     (C. Raffel et al., ISMIR 2014).
@@ -149,12 +145,10 @@ def si_sdr(reference: Float[Array, "samples"], estimate: Float[Array, "_samples"
         reference: true source s, `(samples,)`, float32 or float64, any level.
         estimate: estimated source ŝ of the same length, any level.
 
-    Returns:
-        The figure in dB. Silence in either argument gives −20·log10(1/eps) dB with a zero gradient. Samples
-        that are not finite give NaN.
+    Returns: the figure in dB. Silence in either argument gives −20·log10(1/eps) dB with a zero gradient.
+    Samples that are not finite give NaN.
 
-    Raises:
-        ValueError: if the lengths or the types do not fit.
+    Raises: `ValueError` if the lengths or the types do not fit.
 
     Source: J. Le Roux et al., "SDR – half-baked or well done?", ICASSP 2019.
 
@@ -182,11 +176,9 @@ def permutation_invariant_si_sdr(
         references: true sources, `(instruments, samples)`, float32 or float64, any level.
         estimates: estimated sources of the same shape, in any order, any level.
 
-    Returns:
-        Figures in the order of the references, as by `si_sdr`. No gradient flows through the choice.
+    Returns: figures in the order of the references, as by `si_sdr`. No gradient flows through the choice.
 
-    Raises:
-        ValueError: if the numbers of signals, their lengths or their types do not fit.
+    Raises: `ValueError` if the numbers of signals, their lengths or their types do not fit.
 
     Source: M. Kolbæk et al., "Multitalker speech separation with utterance-level permutation invariant
     training of deep recurrent neural networks", IEEE/ACM Trans. Audio Speech Lang. Process. 25(10), 2017.
@@ -215,11 +207,9 @@ def best_permutation(scores: Float[Array, "references estimates"]) -> Int[Array,
         scores: figure of estimate k for reference i, `(references, estimates)`, at least as many estimates as
             references, finite, larger is better. No gradient flows through the choice.
 
-    Returns:
-        For each reference the index of its estimate. A score that is NaN counts as the worst one.
+    Returns: for each reference the index of its estimate. A score that is NaN counts as the worst one.
 
-    Raises:
-        ValueError: if there are fewer estimates than references.
+    Raises: `ValueError` if there are fewer estimates than references.
 
     Example:
         >>> print(jaxsep.best_permutation(jnp.array([[3.0, 9.0], [1.0, 2.0]])))  # 9 + 1 > 3 + 2

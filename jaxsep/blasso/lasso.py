@@ -105,11 +105,9 @@ class BeurlingLasso(eqx.Module):
             alpha: α > 0, one for all or one for each, such as a fraction of `alpha_max`.
             start: measures of similar frames, `[frames, spikes]`.
 
-        Returns:
-            What `LassoResult` says. Where the input is impossible, the outcome tells, and all is 0.
+        Returns: what `LassoResult` says. Where the input is impossible, the outcome tells, and all is 0.
 
-        Raises:
-            ValueError: without a frame, or if the number of bins is not the patterns'.
+        Raises: `ValueError` without a frame, or if the number of bins is not the patterns'.
         """
         # As an array: another number needs no other program.
         return self._decompose(patterns, signals, jnp.asarray(alpha, signals.dtype), start)

@@ -97,9 +97,8 @@ class Patterns(eqx.Module):
             circle: whether bins and shifts are taken modulo `num_bins`.
             oversampling: ρ ≥ 1.
 
-        Raises:
-            ValueError: for a function that is zero or not finite on its support, or that changes too fast
-                within a bin for the oversampling.
+        Raises: `ValueError` for a function that is zero or not finite on its support, or that changes too
+        fast within a bin for the oversampling.
         """
         shape = lambda distance: jnp.stack([f(distance).astype(dtype) for f in functions])
         reach = math.floor(support[0]), math.ceil(support[1])

@@ -146,12 +146,10 @@ class Projection(eqx.Module):
             start: multipliers of a similar problem, `[frames, spikes]`; the smallest beyond `max_spikes` are
                 left out.
 
-        Returns:
-            What `ProjectionResult` says. Where the input is impossible, the outcome tells, and the point is
-            0.
+        Returns: what `ProjectionResult` says. Where the input is impossible, the outcome tells, and the point
+        is 0.
 
-        Raises:
-            ValueError: without a signal, or if the number of bins is not the patterns'.
+        Raises: `ValueError` without a signal, or if the number of bins is not the patterns'.
         """
         # As an array: another number needs no other program.
         return self._project(patterns, signals, jnp.asarray(bound, signals.dtype), start)

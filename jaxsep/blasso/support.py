@@ -36,9 +36,8 @@ def support(
         lift: q by which signals and patterns were lifted.
         adjoint: how the fit is differentiated, by patterns and signals.
 
-    Returns:
-        `[frames, spikes]`; amplitudes refer to a dictionary's patterns as they were before the lift and the
-        division by their norm.
+    Returns: `[frames, spikes]`; amplitudes refer to a dictionary's patterns as they were before the lift and
+    the division by their norm.
 
     Example:
         >>> bump = lambda distance: jnp.exp(-0.5 * (distance / 2) ** 2)

@@ -39,9 +39,8 @@ def save_checkpoint(path: str | os.PathLike, trainer: Trainer, state: TrainingSt
 def load_checkpoint(path: str | os.PathLike, trainer: Trainer, source: str) -> TrainingState:
     """Reads what `save_checkpoint` wrote.
 
-    Raises:
-        ValueError: with one sentence if the file is missing, truncated, not a checkpoint, or of other
-            settings, another number of instruments or another recording.
+    Raises: `ValueError` with one sentence if the file is missing, truncated, not a checkpoint, or of other
+    settings, another number of instruments or another recording.
     """
     path = Path(path)
     template = jax.eval_shape(lambda: trainer.start(key=jax.random.key(0)))

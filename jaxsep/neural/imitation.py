@@ -101,8 +101,7 @@ def imitation(
         axis: of the frame.
         temper: τ of the log-probability.
 
-    Returns:
-        What to minimise; the terms of the loss, and the mean entropy of (instrument, bin).
+    Returns: what to minimise; the terms of the loss, and the mean entropy of (instrument, bin).
     """
     predicted = PartialPrediction.nothing(frame, network.num_instruments)
     agreement, entropy = 0.0, 0.0

@@ -52,9 +52,8 @@ def train(
         advance: hears of every 50 steps.
         watch: is called with the state and the seconds so far, after every 50 steps.
 
-    Raises:
-        FloatingPointError: if the loss is no longer finite; the last checkpoint stays.
-        ValueError: if the settings want a guide and there is none.
+    Raises: `FloatingPointError` if the loss is no longer finite; the last checkpoint stays; `ValueError` if
+    the settings want a guide and there is none.
     """
     total, reports = trainer.settings.steps, []
     first = step = int(state.step)

@@ -107,8 +107,7 @@ class UNet(eqx.Module):
             widths: channels of each level.
             kernel: bins of the windows, at least the largest stride.
 
-        Raises:
-            ValueError: if strides and widths do not match, or the kernel leaves bins out.
+        Raises: `ValueError` if strides and widths do not match, or the kernel leaves bins out.
         """
         if len(strides) != len(widths) or len(strides) < 1:
             raise ValueError(f"widths: expected one for each of {len(strides)} strides, got {len(widths)}")
@@ -139,8 +138,7 @@ class UNet(eqx.Module):
     def __call__(self, x: Float[Array, "bins inputs"]) -> Float[Array, "bins outputs"]:
         """Features of every bin.
 
-        Raises:
-            ValueError: if the strides do not divide the number of bins.
+        Raises: `ValueError` if the strides do not divide the number of bins.
         """
         factor = 1
         for layer in self.encoder:

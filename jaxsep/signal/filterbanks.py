@@ -44,12 +44,10 @@ def mel_spectrogram(
         sample_rate: in Hz.
         axis: of the result. Bins above half the sample rate see at most the flank of what is below it.
 
-    Returns:
-        Nonnegative magnitudes, one row per frame.
+    Returns: nonnegative magnitudes, one row per frame.
 
-    Raises:
-        ValueError: for a sample rate that is not positive, fewer than two bins, or magnitudes that are not
-            floating-point numbers.
+    Raises: `ValueError` for a sample rate that is not positive, fewer than two bins, or magnitudes that are
+    not floating-point numbers.
 
     Source: the mel spectrogram that P1 compares with.
 
@@ -126,12 +124,10 @@ def constant_q_spectrogram(
         axis: of the result. Above half the sample rate there is nothing.
         width_bins: standard deviation of a filter in bins of the logarithmic axis.
 
-    Returns:
-        One row for each of the `1 + ceil((samples-1)/hop)` frames.
+    Returns: one row for each of the `1 + ceil((samples-1)/hop)` frames.
 
-    Raises:
-        ValueError: for an empty signal, samples that are not floating-point numbers, and a rate, hop or width
-            that is not positive.
+    Raises: `ValueError` for an empty signal, samples that are not floating-point numbers, and a rate, hop or
+    width that is not positive.
 
     Source: the constant-Q transform that P1 compares with.
 

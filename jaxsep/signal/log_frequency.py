@@ -25,8 +25,7 @@ def log_frequency_spectrum(
         linear_axis: on which they were found.
         log_axis: the new axis, with its f_min and c; what lies outside is cut.
 
-    Returns:
-        The spectrum, nonnegative; 0 where there is no peak.
+    Returns: the spectrum, nonnegative; 0 where there is no peak.
     """
     frequency = linear_axis.to_hz(peaks.position)
     audible = peaks.active & (frequency > 0)
@@ -57,12 +56,10 @@ def log_frequency_spectrogram(
         log_axis: of the result.
         pursuit: by default `PeakPursuit()`, with which the result can be differentiated by the magnitudes.
 
-    Returns:
-        Nonnegative magnitudes at the level of the input. A frame with NaN, infinity or a negative value has
-        no peaks and gives zeros; the pursuit's own result has an outcome that tells.
+    Returns: nonnegative magnitudes at the level of the input. A frame with NaN, infinity or a negative value
+    has no peaks and gives zeros; the pursuit's own result has an outcome that tells.
 
-    Raises:
-        ValueError: when the axis has another number of bins than the magnitudes.
+    Raises: `ValueError` when the axis has another number of bins than the magnitudes.
 
     Example:
         >>> linear, logarithmic = jaxsep.LinearAxis(384, 48_000 / 768), jaxsep.LogAxis()

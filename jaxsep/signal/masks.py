@@ -26,12 +26,10 @@ def ratio_masks(
         mixture_magnitude: magnitude |Z| of the mixture, nonnegative.
         share: ε ≥ 0, without unit.
 
-    Returns:
-        Masks between 0 and 1. Where the denominator is 0, or so small (1e-19 in float32) that the derivative
-        would overflow, they are constant: 1/I, or 0 for ε = 0.
+    Returns: masks between 0 and 1. Where the denominator is 0, or so small (1e-19 in float32) that the
+    derivative would overflow, they are constant: 1/I, or 0 for ε = 0.
 
-    Raises:
-        ValueError: when the shapes do not match, or for a negative share known when tracing.
+    Raises: `ValueError` when the shapes do not match, or for a negative share known when tracing.
 
     Source: P1 (masking); the share is an addition.
 
@@ -79,8 +77,7 @@ def griffin_lim(
         num_samples: length of the signal, at least 1.
         num_iterations: at least 1; 1 is the plain inverse with the initial phase.
 
-    Raises:
-        ValueError: for num_iterations < 1, different shapes, or what `stft.synthesise` refuses.
+    Raises: `ValueError` for num_iterations < 1, different shapes, or what `stft.synthesise` refuses.
 
     Source: P1 (resynthesis), after D. Griffin and J. Lim, IEEE Trans. ASSP 32(2), 1984.
 

@@ -63,13 +63,16 @@ def refine_peaks(
     formula, so that JᵀJ is a closed form; with peaks in order it is a band. Each step solves it by a few
     preconditioned conjugate gradients.
 
-    Arguments: `parameters`, the amplitudes, positions and widths in bins, in order of position (nearly:
-    the order tells who is a neighbour); `active`, which of them count; `spectrum`, with its peak near 1;
-    `num_steps`, evaluations of the model after the first.
+    The objective is that of the peak pursuit in P1 (q = 1); the solver is jaxsep's own.
+
+    Arguments:
+        parameters: amplitudes, positions and widths in bins, nearly in order of position: the order tells
+            who is a neighbour.
+        active: which of them count.
+        spectrum: with its peak near 1.
+        num_steps: evaluations of the model after the first.
 
     Returns: the best parameters found. The loss never rises.
-
-    The objective is that of the peak pursuit in P1 (q = 1); the solver is jaxsep's own.
     """
     residual, gradient = _evaluate(parameters, active, spectrum)
     fit = PeakFit(parameters, residual, _loss(residual), jnp.int32(0))

@@ -32,8 +32,9 @@ class Peaks(eqx.Module):
 def render_peaks(peaks: Peaks, axis: LinearAxis | LogAxis) -> Float[Array, " bins"]:
     """Sum of one frame's Gaussians on an axis, to whose bins the positions refer.
 
-    Arguments: `peaks`, `[peaks]`, with widths within `width_bounds()`; `axis`, of which the number of bins
-    matters.
+    Arguments:
+        peaks: `[peaks]`, with widths within `width_bounds()`.
+        axis: its number of bins matters.
     """
     height = jnp.where(peaks.active, peaks.amplitude, 0)
     return sum_gaussians(height, peaks.position, peaks.width, axis.num_bins)
@@ -78,11 +79,14 @@ class PeakPursuit(eqx.Module):
     two rounds leave 5 % (0.4 ms), two rounds of one step 3 % (0.8 ms), and `PeakPursuit.full()` 2 % (4 ms).
     Everything is relative to the frame's largest magnitude, so that the level does not matter.
 
-    Arguments: `floor` ≥ 0, the smallest amplitude of a peak that joins, relative to the largest magnitude of
-    the frame; `improvement`, β of P1, in (0, 1]; `max_peaks` ≥ 1, slots per frame; `max_rounds` ≥ 1;
-    `num_steps` ≥ 0, steps of the refinement in each round.
+    Arguments:
+        floor: ≥ 0, the smallest amplitude of a peak that joins, relative to the frame's largest magnitude.
+        improvement: β of P1, in (0, 1].
+        max_peaks: ≥ 1, slots per frame.
+        max_rounds: ≥ 1.
+        num_steps: ≥ 0, steps of the refinement in each round.
 
-    Raises ValueError for a count out of range.
+    Raises: `ValueError` for a count out of range.
 
     Example:
         >>> partial = lambda place: jnp.exp(-0.5 * ((jnp.arange(1024.0) - place) / 1.91) ** 2)
@@ -112,9 +116,10 @@ class PeakPursuit(eqx.Module):
     def __call__(self, magnitudes: Float[Array, "frames bins"]) -> PeakPursuitResult:
         """Peaks of each frame.
 
-        Arguments: `magnitudes`, nonnegative, at least 5 bins.
+        Arguments:
+            magnitudes: nonnegative, at least 5 bins.
 
-        Returns what `PeakPursuitResult` says. An invalid frame has no peaks and says so in its outcome. With
+        Returns: what `PeakPursuitResult` says. An invalid frame has no peaks and says so in its outcome. With
         `max_rounds = 1` and `num_steps = 0` gradients pass from the peaks to the magnitudes.
         """
         if magnitudes.shape[1] < 5:

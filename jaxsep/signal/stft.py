@@ -40,8 +40,7 @@ class GaussianSTFT(eqx.Module):
         hop: samples between the centres of neighbouring frames, from 1 to 4·window_std. Beyond that
             the window is so small between two frames that the inverse would amplify rounding errors.
 
-    Raises:
-        ValueError: for a value out of range.
+    Raises: `ValueError` for a value out of range.
 
     Source: P1 and P2 (time-frequency representation).
 
@@ -90,8 +89,7 @@ class GaussianSTFT(eqx.Module):
         Arguments:
             num_samples: length of the signal, at least 1.
 
-        Raises:
-            ValueError: for an empty signal.
+        Raises: `ValueError` for an empty signal.
         """
         if num_samples < 1:
             raise ValueError(f"num_samples: expected at least 1, got {num_samples}")
@@ -122,8 +120,7 @@ class GaussianSTFT(eqx.Module):
             num_frames: length of the range; by default up to the last frame of the signal, for which
                 `first_frame` must be known when tracing.
 
-        Raises:
-            ValueError: for an empty signal or range, or samples that are not floating-point numbers.
+        Raises: `ValueError` for an empty signal or range, or samples that are not floating-point numbers.
         """
         if not jnp.issubdtype(samples.dtype, jnp.floating):
             raise ValueError(f"samples: expected floating-point numbers, got {samples.dtype}")
@@ -155,8 +152,7 @@ class GaussianSTFT(eqx.Module):
             spectrogram: frames of a signal from its first one on, at least one.
             num_samples: length of the signal, at least 1.
 
-        Raises:
-            ValueError: for a wrong number of bins, no frame, or num_samples < 1.
+        Raises: `ValueError` for a wrong number of bins, no frame, or num_samples < 1.
         """
         if num_samples < 1:
             raise ValueError(f"num_samples: expected at least 1, got {num_samples}")
@@ -170,8 +166,7 @@ class GaussianSTFT(eqx.Module):
         `span(frames)` samples. Added up over ranges of frames in one buffer, and divided with
         `normalise_overlap` by `window_power` of all frames, it inverts a long spectrogram piecewise.
 
-        Raises:
-            ValueError: for a wrong number of bins or no frame.
+        Raises: `ValueError` for a wrong number of bins or no frame.
         """
         self._check(spectrogram)
         return _overlap_add_spectra(spectrogram, self.window_std, self.hop)
@@ -183,11 +178,9 @@ class GaussianSTFT(eqx.Module):
             num_frames: number of frames, at least 1.
             dtype: floating-point type of the result.
 
-        Returns:
-            `span(num_frames)` samples, the first at n_fft/2 before the first frame's centre.
+        Returns: `span(num_frames)` samples, the first at n_fft/2 before the first frame's centre.
 
-        Raises:
-            ValueError: for no frame.
+        Raises: `ValueError` for no frame.
         """
         self.span(num_frames)  # refuses an empty range
         return _window_power(num_frames, jnp.zeros((), dtype).dtype, self.window_std, self.hop)
