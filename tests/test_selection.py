@@ -10,7 +10,7 @@ from problems import AXIS, DICTIONARY, Note, render_notes
 
 from benchmarks import scipy_baseline as baseline
 from jaxsep.pursuit.loss import LiftedLoss
-from jaxsep.pursuit.selection import PatternBank, _fast_length, select
+from jaxsep.pursuit.selection import PatternBank, select
 from jaxsep.signal.axes import LogAxis
 
 SMALL = LogAxis(num_bins=80, f_min=100.0, f_max=1600.0)
@@ -110,9 +110,3 @@ def test_vmap_is_a_loop(x64):
     loop = [one(residual) for residual in residuals]
     for actual, expected in zip(jax.jit(jax.vmap(one))(residuals), zip(*loop, strict=True), strict=True):
         np.testing.assert_allclose(actual, jnp.stack(expected), rtol=1e-12)
-
-
-def test_transforms_are_no_longer_than_need_be():
-    smooth = sorted({f * 2**k for f in (1, 3, 5, 9, 15) for k in range(1, 14)})
-    for size in range(1, 3000, 7):
-        assert _fast_length(size) == min(length for length in smooth if length >= size)

@@ -343,9 +343,9 @@ def test_another_recording_needs_no_other_program(monkeypatch):
         raise TracedError
 
     for name in ("log_frequency_spectrogram", "ratio_masks"):
-        monkeypatch.setattr(spectra, name, trap)
+        monkeypatch.setattr(chunks, name, trap)
     monkeypatch.setattr("jaxsep.pursuit.tone_pursuit.select", trap)
-    monkeypatch.setattr("jaxsep.search.hypotheses.refine", trap)
+    monkeypatch.setattr("jaxsep.pursuit.recording.refine", trap)
     shorter = mixture()[: int(1.2 * RATE)]
     assert_sum(with_dictionary(shorter), shorter)
     with pytest.raises(TracedError):
