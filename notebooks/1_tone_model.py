@@ -14,7 +14,6 @@
 # A tone is described by four numbers and one row of harmonics. This is all that the package knows of music.
 
 # %%
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
@@ -80,8 +79,7 @@ low, high = 400.0, 460.0  # in bins of the logarithmic axis, 8.5 of which are a 
 def tone(position, amplitude=1.0, inharmonicity=0.0):
     """A single tone as a row of slots."""
     amplitude, position, inharmonicity = jnp.asarray([[amplitude], [position], [inharmonicity]], jnp.float32)
-    plain = jaxsep.Tones.plain(amplitude, position, jnp.array([0]))
-    return eqx.tree_at(lambda t: t.inharmonicity, plain, inharmonicity)
+    return jaxsep.Tones.plain(amplitude, position, jnp.array([0]), inharmonicity=inharmonicity)
 
 
 def on(axis, position, **more):

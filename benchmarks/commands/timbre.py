@@ -17,8 +17,6 @@ HALVES = ("k487_08_recorder_violin", "k487_08_clarinet_piano", "devienne_op71_5_
 OTHERS = {
     "k487_08_recorder_violin": "k487_08_recorder_violin_reverb",
     "k487_08_clarinet_piano": "weber_clarinet_piano",
-    "devienne_op71_5_oboe_bassoon": "devienne_oboe_bassoon_room",
-    "bwv784_violin_cello": "bwv784_violin_cello_room",
 }
 
 _QUICK = {"restarts": 1, "steps": 6, "search": "greedy"}

@@ -40,8 +40,9 @@ def predict(
         parameters = policy.parameters(choice)
         modelled, direct = render_tone(choice, parameters, harmonics, axis)
         found = found.add(choice, modelled, direct)
-        parts = parameters.amplitude, parameters.fundamental, parameters.width, choice.inharmonicity
-        tone = Tones(*(x[None] for x in (*parts, choice.instrument, choice.present)))
+        place = parameters.amplitude, parameters.fundamental, choice.instrument, choice.present
+        shape = {"width": parameters.width[None], "inharmonicity": choice.inharmonicity[None]}
+        tone = Tones.plain(*(x[None] for x in place), **shape)
         mine = jnp.arange(number) == choice.instrument
         slots = jax.tree.map(lambda old, new, mine=mine: jnp.where(mine, new, old), slots, tone)
     heard = found.present[:, None]

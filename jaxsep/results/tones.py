@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxsep.separation.result import Separation
-from jaxsep.signal.gaussians import SINUSOID_WIDTH
 from jaxsep.tones.tones import Tones
 
 __all__ = ["TONE_COLUMNS", "read_tones", "write_tones"]
@@ -80,11 +79,10 @@ def read_tones(path: Path, spacing: float, num_frames: int, num_instruments: int
         out[frame, slot] = values[order]
         return jnp.asarray(out)
 
-    return Tones(
-        amplitude=placed(amplitude, 0, np.float32),
-        fundamental=placed(fundamental, 0, np.float32),
-        width=jnp.full(shape, SINUSOID_WIDTH, np.float32),
+    return Tones.plain(
+        placed(amplitude, 0, np.float32),
+        placed(fundamental, 0, np.float32),
+        placed(instrument, 0, np.int32),
+        placed(np.ones(frame.size, bool), False, bool),
         inharmonicity=placed(inharmonicity, 0, np.float32),
-        instrument=placed(instrument, 0, np.int32),
-        active=placed(np.ones(frame.size, bool), False, bool),
     )

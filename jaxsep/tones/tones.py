@@ -51,16 +51,14 @@ class Tones(eqx.Module):
         fundamental: Float[Array, "*frames tones"],
         instrument: Int[Array, "*frames tones"],
         active: Bool[Array, "*frames tones"] | None = None,
+        *,
+        width: float | Float[Array, "*frames tones"] = SINUSOID_WIDTH,
+        inharmonicity: float | Float[Array, "*frames tones"] = 0.0,
     ) -> "Tones":
-        """Harmonic tones with the width of a sinusoid, all of them active by default."""
-        return cls(
-            amplitude=amplitude,
-            fundamental=fundamental,
-            width=jnp.full_like(fundamental, SINUSOID_WIDTH),
-            inharmonicity=jnp.zeros_like(fundamental),
-            instrument=instrument,
-            active=jnp.ones(fundamental.shape, bool) if active is None else active,
-        )
+        """Tones that are harmonic, of sinusoids and all active, unless something else is said."""
+        like = lambda x: jnp.full_like(fundamental, x)
+        active = jnp.ones(fundamental.shape, bool) if active is None else active
+        return cls(amplitude, fundamental, like(width), like(inharmonicity), instrument, active)
 
     @classmethod
     def empty(cls, shape: tuple[int, ...], dtype=jnp.float32) -> "Tones":
