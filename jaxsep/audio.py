@@ -64,12 +64,10 @@ def read_audio(
         path: the file.
         allow_silence: whether exact zeros throughout are a recording too, as in a stem without tones.
 
-    Returns:
-        The samples, float32 with full scale 1, and the sample rate in Hz.
+    Returns: the samples, float32 with full scale 1, and the sample rate in Hz.
 
-    Raises:
-        AudioError: one sentence naming the file, if it is missing, a folder, empty, not audio, truncated,
-            shorter than 2 samples, silent (exact zeros throughout), or contains NaN or infinite samples.
+    Raises: `AudioError` for one sentence naming the file, if it is missing, a folder, empty, not audio,
+    truncated, shorter than 2 samples, silent (exact zeros throughout), or contains NaN or infinite samples.
 
     Example:
         >>> jaxsep.write_audio("tone.wav", np.sin(0.1 * np.arange(480.0)), 48_000)
@@ -100,9 +98,8 @@ def check_samples(samples: ArrayLike, sample_rate: int | float, name: str = "sam
         sample_rate: whole number of Hz, above 0.
         name: the name of the argument in messages.
 
-    Raises:
-        ValueError: for another shape or dtype, fewer than 2 samples, NaN or infinite samples, silence (exact
-            zeros throughout), and an impossible rate.
+    Raises: `ValueError` for another shape or dtype, fewer than 2 samples, NaN or infinite samples, silence
+    (exact zeros throughout), and an impossible rate.
     """
     samples = np.asarray(samples)
     _check_array(samples, name)
@@ -121,12 +118,10 @@ def resample(
         samples: float32 or float64, shape [samples] or [channels, samples].
         rate_in, rate_out: sample rates in Hz, whole numbers above 0.
 
-    Returns:
-        `round(samples · rate_out / rate_in)` samples per channel, dtype kept; the input itself if the rates
-        are equal.
+    Returns: `round(samples · rate_out / rate_in)` samples per channel, dtype kept; the input itself if the
+    rates are equal.
 
-    Raises:
-        ValueError: for another shape or dtype, or an impossible rate.
+    Raises: `ValueError` for another shape or dtype, or an impossible rate.
 
     Example:
         >>> jaxsep.resample(np.ones((2, 480)), 48_000, 44_100).shape
@@ -155,10 +150,9 @@ def write_audio(
         subtype: libsndfile's name of the sample format; by default `FLOAT` for WAV, which cannot clip, and
             `PCM_24` for FLAC.
 
-    Raises:
-        AudioError: one sentence naming the file, for an unknown format, samples that an integer format would
-            clip, and a file that cannot be written; an existing file then stays.
-        ValueError: for samples of another shape or dtype, NaN or infinite samples, and an impossible rate.
+    Raises: `AudioError` for one sentence naming the file, for an unknown format, samples that an integer
+    format would clip, and a file that cannot be written; an existing file then stays; `ValueError` for
+    samples of another shape or dtype, NaN or infinite samples, and an impossible rate.
 
     Example:
         >>> stereo = np.stack([np.zeros(480), 0.5 * np.sin(0.1 * np.arange(480.0))])
@@ -191,8 +185,7 @@ class Recording:
     Arguments:
         path: the file, of a kind that `read_audio` reads.
 
-    Raises:
-        AudioError: one sentence naming the file, if it is missing, empty, truncated or not audio.
+    Raises: `AudioError` for one sentence naming the file, if it is missing, empty, truncated or not audio.
     """
 
     def __init__(self, path: str | os.PathLike):
@@ -239,9 +232,8 @@ class Recording:
     def energies(self) -> Float[np.ndarray, " seconds"]:
         """Energy of every second, the last one perhaps shorter; reads the whole file.
 
-        Raises:
-            AudioError: one sentence, for less than 2 samples, NaN or infinite samples, exact silence, and a
-                file that ends before it should.
+        Raises: `AudioError` for one sentence, for less than 2 samples, NaN or infinite samples, exact
+        silence, and a file that ends before it should.
         """
         if self.num_samples < 2:
             raise AudioError(
@@ -265,9 +257,8 @@ class Recording:
 def demo_recording() -> tuple[_Mono, dict[str, _Mono], int]:
     """The duet that ships with the package: ten seconds of a minuet for recorder and clarinet.
 
-    Returns:
-        The mixture, its true stems by instrument (they sum to the mixture exactly), and the sample rate in
-        Hz. Origin and licence are in `jaxsep/data/demo/README.md`.
+    Returns: the mixture, its true stems by instrument (they sum to the mixture exactly), and the sample rate
+    in Hz. Origin and licence are in `jaxsep/data/demo/README.md`.
 
     Example:
         >>> mixture, stems, rate = jaxsep.demo_recording()

@@ -31,8 +31,7 @@ def replacing(path: str | os.PathLike, *, durable: bool = False) -> Iterator[Pat
         path: an existing file is replaced in one step.
         durable: whether not even a power failure may leave a file that is not whole.
 
-    Raises:
-        AudioError: one sentence naming `path`, if nothing can be written there.
+    Raises: `AudioError` for one sentence naming `path`, if nothing can be written there.
     """
     path = Path(path)
     draft = _hidden_sibling(path, path.suffix)  # by the suffix many libraries tell what to write
@@ -61,10 +60,9 @@ class OutputFolder:
         path: the final folder; missing parents are created.
         force: replace an existing folder, with all it contains, and only once the new one is complete.
 
-    Raises:
-        AudioError: one sentence, on entry: if the path is a file, a folder with content (without `force`) or
-            a folder around the working or home folder, or if nothing can be written there. If the finished
-            folder cannot take its name, the sentence says where the results are.
+    Raises: `AudioError` for one sentence, on entry: if the path is a file, a folder with content (without
+    `force`) or a folder around the working or home folder, or if nothing can be written there. If the
+    finished folder cannot take its name, the sentence says where the results are.
 
     Example:
         >>> with jaxsep.OutputFolder("separated") as folder:

@@ -60,9 +60,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Arguments:
         arguments: by default those of the process.
 
-    Returns:
-        The exit status: 0, or 2 after one line on stderr that says what is wrong with the input. After Ctrl-C
-        or SIGTERM the process ends with 130 or 143, and nothing is left behind.
+    Returns: the exit status: 0, or 2 after one line on stderr that says what is wrong with the input. After
+    Ctrl-C or SIGTERM the process ends with 130 or 143, and nothing is left behind.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
     try:

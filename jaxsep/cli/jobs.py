@@ -30,9 +30,8 @@ def plan(recordings: Sequence[Path], output: Path, shard: str | None) -> list[Jo
         output: folder of the folders.
         shard: "I/N" takes the I-th of every N recordings, I from 1 to N; None takes all.
 
-    Raises:
-        ValueError: for recordings whose folders would be one on some system, for a folder that is a link out
-            of `output`, and for anything else than such a shard.
+    Raises: `ValueError` for recordings whose folders would be one on some system, for a folder that is a link
+    out of `output`, and for anything else than such a shard.
     """
     jobs: dict[str, Job] = {}
     for recording in recordings:

@@ -64,9 +64,8 @@ class Backend(NamedTuple):
 def start_jax(backend: Backend) -> ModuleType:
     """Imports JAX on the wanted device, with its persistent compilation cache, and what needs it.
 
-    Returns:
-        `jaxsep.cli.compute`. Nothing else of the command line imports JAX, so that help and mistakes are
-        answered at once.
+    Returns: `jaxsep.cli.compute`. Nothing else of the command line imports JAX, so that help and mistakes are
+    answered at once.
     """
     device, cache, no_cache = backend
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # XLA's own log is not for users

@@ -18,11 +18,9 @@ def read_references(paths: list[Path], num_instruments: int, num_samples: int, s
         num_samples: of the mixture, to within 1 %.
         sample_rate: of the mixture, in Hz.
 
-    Returns:
-        Samples `[files, samples]`, or None without any.
+    Returns: samples `[files, samples]`, or None without any.
 
-    Raises:
-        ValueError: for another number of files, another rate, or a length that differs by more.
+    Raises: `ValueError` for another number of files, another rate, or a length that differs by more.
     """
     if not paths:
         return None
@@ -41,11 +39,9 @@ def read_references(paths: list[Path], num_instruments: int, num_samples: int, s
 def read_stems(references: list[Path], estimates: list[Path]):
     """True stems and separated ones, averaged over channels and cut to one length.
 
-    Returns:
-        Samples `[files, samples]` of both lists, and a note if something was cut.
+    Returns: samples `[files, samples]` of both lists, and a note if something was cut.
 
-    Raises:
-        ValueError: for lists of two lengths, several rates, or lengths more than 1 % apart.
+    Raises: `ValueError` for lists of two lengths, several rates, or lengths more than 1 % apart.
     """
     if len(references) != len(estimates):
         raise ValueError(

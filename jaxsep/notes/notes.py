@@ -119,8 +119,7 @@ def find_notes(
         dictionary: harmonics of each instrument, which give a tone its level.
         rule: the figures.
 
-    Returns:
-        Notes by onset, then instrument; an instrument's notes may overlap.
+    Returns: notes by onset, then instrument; an instrument's notes may overlap.
 
     Example:
         >>> shape, times = (50, 1), 0.01 * np.arange(50)  # half a second of 440 Hz

@@ -44,8 +44,7 @@ def overview(
         sample_rate: in Hz.
         target: name of an image file, or an open binary file that becomes a PNG; 1600 pixels wide.
 
-    Raises:
-        ValueError: for samples that cannot be a recording.
+    Raises: `ValueError` for samples that cannot be a recording.
 
     Example:
         >>> mixture, stems, rate = jaxsep.demo_recording()

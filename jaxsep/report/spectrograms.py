@@ -67,8 +67,7 @@ def spectrogram_figure(
         kind: `"log"`, rendered from the peaks of the linear one; `"mel"`; `"cqt"`, constant-Q; `"linear"`.
         title: stands above the picture, before the kind.
 
-    Raises:
-        ValueError: for samples that cannot be a recording, and for another kind.
+    Raises: `ValueError` for samples that cannot be a recording, and for another kind.
 
     Example:
         >>> samples = np.sin(0.1 * np.arange(24_000))

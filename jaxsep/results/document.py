@@ -39,12 +39,11 @@ def separation_document(
         source: what is known of the recording: its file name, and of a given dictionary.
         shape: of all stems, where those of the separation are a part.
 
-    Returns:
-        The document. `restart_losses` are the mean lifted losses under each learned dictionary relative to
-        those without tones, the chosen one first; there are none with a given dictionary. `cost_trace` are
-        the mean costs of a frame in the course of the search (`VoiceModel`), for spectra with a peak of 1,
-        and `mean_loss` is the mean lifted loss at the end. `sure_frames` is the part of the frames whose
-        confidence is at least 1; there is none after greedy search.
+    Returns: the document. `restart_losses` are the mean lifted losses under each learned dictionary relative
+    to those without tones, the chosen one first; there are none with a given dictionary. `cost_trace` are the
+    mean costs of a frame in the course of the search (`VoiceModel`), for spectra with a peak of 1, and
+    `mean_loss` is the mean lifted loss at the end. `sure_frames` is the part of the frames whose confidence
+    is at least 1; there is none after greedy search.
     """
     shape = shape or separation.stems.shape
     return {
@@ -96,10 +95,9 @@ def evaluation_document(
         estimates: estimated ones, in any order.
         reference_names, estimate_names: what the document calls them.
 
-    Returns:
-        For `gain`, the measure that forgives a constant gain, and `filter_512`, the one that forgives a
-        filter of 512 taps, the `permutation` (the index of the estimate that belongs to each reference) and
-        SDR, SIR and SAR in the order of the references; and the `si_sdr` of the pairs of `gain`.
+    Returns: for `gain`, the measure that forgives a constant gain, and `filter_512`, the one that forgives a
+    filter of 512 taps, the `permutation` (the index of the estimate that belongs to each reference) and SDR,
+    SIR and SAR in the order of the references; and the `si_sdr` of the pairs of `gain`.
     """
     with jax.enable_x64(True):
         references, estimates = (jnp.asarray(np.asarray(x, np.float64)) for x in (references, estimates))

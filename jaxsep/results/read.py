@@ -42,9 +42,8 @@ class Results:
 def read_results(folder: Path) -> Results:
     """Reads the folder that `jaxsep separate` wrote.
 
-    Raises:
-        ValueError: one sentence, for a folder without results, and for a file that is missing, damaged, or
-            does not belong to the others.
+    Raises: `ValueError` for one sentence, for a folder without results, and for a file that is missing,
+    damaged, or does not belong to the others.
     """
     document = read_document(folder)
     mixture, sample_rate = read_audio(folder / document["mixture"])

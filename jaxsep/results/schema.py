@@ -15,8 +15,7 @@ def to_json(document: dict[str, Any] | list[dict[str, Any]]) -> str:
 def read_document(folder: Path) -> dict[str, Any]:
     """Reads `separation.json`, and checks what the other files are read by.
 
-    Raises:
-        ValueError: one sentence, if it is missing or something else.
+    Raises: `ValueError` for one sentence, if it is missing or something else.
     """
     path = folder / "separation.json"
     if not folder.is_dir():

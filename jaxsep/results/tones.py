@@ -52,8 +52,7 @@ def read_tones(path: Path, spacing: float, num_frames: int, num_instruments: int
         spacing: seconds between frames.
         num_frames, num_instruments: of the recording.
 
-    Raises:
-        ValueError: one sentence naming the file, for anything but such a table.
+    Raises: `ValueError` for one sentence naming the file, for anything but such a table.
     """
     try:
         with path.open(newline="", encoding="utf-8") as file:
