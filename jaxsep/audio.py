@@ -2,10 +2,10 @@
 
 import json
 import os
-import struct
+from contextlib import closing
 from pathlib import Path
 from types import TracebackType
-from typing import BinaryIO, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import soundfile
@@ -13,7 +13,8 @@ import soxr
 from jaxtyping import Float, Float32
 from numpy.typing import ArrayLike
 
-from jaxsep.files import AudioError, reason, replacing
+from jaxsep.decoding import Sound, Spooled, open_sound
+from jaxsep.files import AudioError, native, reason, replacing
 
 __all__ = [
     "FORMATS",
@@ -29,10 +30,6 @@ __all__ = [
 
 _Mono = Float32[np.ndarray, " samples"]
 
-# Containers whose chunks state their length: byte order of the length, and name of the chunk of samples.
-_CHUNKED = {b"RIFF": ("<I", b"data"), b"RIFX": (">I", b"data"), b"FORM": (">I", b"SSND")}
-# Programs that write WAV to a pipe cannot know the length and write a number from here upwards.
-_UNKNOWN_LENGTH = 0x7FFFF000
 _FLOATING_SUBTYPES = ("FLOAT", "DOUBLE")
 
 
@@ -58,10 +55,13 @@ FORMATS = {
 def read_audio(
     path: str | os.PathLike, *, allow_silence: bool = False
 ) -> tuple[Float32[np.ndarray, "channels samples"], int]:
-    """Read a whole recording (WAV, FLAC, AIFF, Ogg Vorbis, MP3 and whatever else libsndfile knows).
+    """Read a whole recording (WAV, FLAC, AIFF, Ogg, MP3, M4A, WMA and most else that people have).
+
+    It is read to its end, whatever its header says of its length. Where the file does not tell whether it is
+    whole, an `AudioWarning` says how many seconds it has.
 
     Arguments:
-        path: the file.
+        path: the file, or a pipe.
         allow_silence: whether exact zeros throughout are a recording too, as in a stem without tones.
 
     Returns: the samples, float32 with full scale 1, and the sample rate in Hz.
@@ -75,18 +75,11 @@ def read_audio(
         >>> samples.shape, samples.dtype.name, rate
         ((1, 480), 'float32', 48000)
     """
-    path = Path(path)
-    with _open(path) as file:
-        promised, sample_rate = file.frames, file.samplerate
-        samples = _read_all(path, file)
-    if samples.shape[1] < promised:
-        raise AudioError(
-            f"{path} is truncated: its header promises {promised} samples per channel, "
-            f"and only {samples.shape[1]} are there."
-        )
+    with Recording(path) as recording:
+        samples, sample_rate = recording.samples(), recording.sample_rate
     if defect := _defect(samples, allow_silence):
         got, expected = defect
-        raise AudioError(f"{path} holds {got}, expected {expected}.")
+        raise AudioError(f"{Path(path)} holds {got}, expected {expected}.")
     return samples, sample_rate
 
 
@@ -174,7 +167,7 @@ def write_audio(
         )
     try:
         with replacing(path) as draft:
-            soundfile.write(draft, samples.T, int(sample_rate), subtype=subtype, format=kind)
+            soundfile.write(native(draft), samples.T, int(sample_rate), subtype=subtype, format=kind)
     except (OSError, soundfile.SoundFileError) as error:
         raise AudioError(f"{path} cannot be written: {reason(error)}.") from error
 
@@ -183,17 +176,23 @@ class Recording:
     """Context manager for an open recording, of which pieces can be read in any order.
 
     Arguments:
-        path: the file, of a kind that `read_audio` reads.
+        path: the file, of a kind that `read_audio` reads, or a pipe.
 
     Raises: `AudioError` for one sentence naming the file, if it is missing, empty, truncated or not audio.
     """
 
     def __init__(self, path: str | os.PathLike):
         self.path = Path(path)
-        self._file = _open(self.path)
-        self.sample_rate: int = self._file.samplerate
-        self.num_samples: int = self._file.frames
-        self.num_channels: int = self._file.channels
+        self._sound: Sound = open_sound(self.path)
+        if self._sound.num_samples is None:
+            try:
+                with closing(self._sound) as sound:
+                    self._sound = Spooled(sound)
+            except OSError as error:
+                raise AudioError(f"{self.path} cannot be read: {reason(error)}.") from error
+        self.sample_rate: int = self._sound.sample_rate
+        self.num_samples: int = self._sound.num_samples
+        self.num_channels: int = self._sound.num_channels
 
     def __enter__(self) -> "Recording":
         return self
@@ -201,12 +200,17 @@ class Recording:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._file.close()
+        self._sound.close()
 
     @property
     def duration(self) -> float:
         """In seconds."""
         return self.num_samples / self.sample_rate
+
+    def samples(self) -> Float32[np.ndarray, "channels samples"]:
+        """All of them."""
+        blocks = [block.T for block in self._sound.blocks()]
+        return np.concatenate([np.zeros((self.num_channels, 0), np.float32), *blocks], axis=1)
 
     def read(self, start: int, stop: int) -> Float32[np.ndarray, "channels samples"]:
         """The samples from second `start` to second `stop`, with zeros before the begin and after the end."""
@@ -214,19 +218,7 @@ class Recording:
         out = np.zeros((last - first, self.num_channels), np.float32)
         inside = max(first, 0), min(last, self.num_samples)
         if inside[0] < inside[1]:
-            try:
-                self._file.seek(inside[0])
-                got = self._file.read(inside[1] - inside[0], dtype="float32", always_2d=True)
-            except soundfile.SoundFileError as error:
-                raise AudioError(
-                    f"{self.path} is truncated or damaged: its samples cannot be decoded."
-                ) from error
-            if len(got) < inside[1] - inside[0]:
-                raise AudioError(
-                    f"{self.path} is truncated: its header promises {self.num_samples} samples per channel, "
-                    f"and only {inside[0] + len(got)} are there."
-                )
-            out[inside[0] - first : inside[1] - first] = got
+            out[inside[0] - first : inside[1] - first] = self._sound.read(*inside)
         return out.T
 
     def energies(self) -> Float[np.ndarray, " seconds"]:
@@ -275,62 +267,6 @@ def demo_files() -> tuple[Path, list[Path]]:
     folder = Path(__file__).parent / "data" / "demo"
     meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
     return folder / "mix.flac", [folder / f"{stem['name']}.flac" for stem in meta["stems"]]
-
-
-def _check_file(path: Path) -> None:
-    """What can be said about a file before decoding it."""
-    try:
-        if path.is_dir():
-            raise AudioError(f"{path} is a folder, expected an audio file.")
-        with path.open("rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            missing = _missing_bytes(file, size)
-    except FileNotFoundError:
-        raise AudioError(f"{path} does not exist.") from None
-    except OSError as error:
-        raise AudioError(f"{path} cannot be read: {reason(error)}.") from error
-    if size == 0:
-        raise AudioError(f"{path} is empty (0 bytes).")
-    if missing > 0:
-        raise AudioError(
-            f"{path} is truncated: {missing} bytes of samples that its header promises are missing."
-        )
-
-
-def _missing_bytes(file: BinaryIO, size: int) -> int:
-    """Bytes of samples that a WAV or AIFF header promises beyond the file's end (libsndfile ignores them)."""
-    order, samples_chunk = _CHUNKED.get(file.read(4), (None, None))
-    if order is None:
-        return 0
-    file.seek(12)
-    while len(header := file.read(8)) == 8:
-        (length,) = struct.unpack(order, header[4:])
-        end = file.tell() + length
-        if header[:4] == samples_chunk:
-            return 0 if length >= _UNKNOWN_LENGTH else max(end - size, 0)
-        file.seek(end + length % 2)  # chunks start at even positions
-    return 0
-
-
-def _open(path: Path) -> soundfile.SoundFile:
-    """An open file of sound; raises `AudioError`, one sentence, if it is none or its header promises more."""
-    _check_file(path)
-    try:
-        return soundfile.SoundFile(path)
-    except (soundfile.SoundFileError, TypeError) as error:  # TypeError: headerless data, told by its suffix
-        raise AudioError(
-            f"{path} is not audio in a format that can be read (such as WAV or FLAC)."
-        ) from error
-
-
-def _read_all(path: Path, file: soundfile.SoundFile) -> Float32[np.ndarray, "channels samples"]:
-    """All samples of an open file."""
-    try:
-        return np.ascontiguousarray(file.read(dtype="float32", always_2d=True).T)
-    except soundfile.SoundFileError as error:
-        raise AudioError(f"{path} is truncated or damaged: its samples cannot be decoded.") from error
-    except (MemoryError, ValueError) as error:  # a damaged or streamed header can promise any number
-        raise AudioError(f"{path} promises {file.frames} samples, more than fit in memory.") from error
 
 
 def _defect(samples: np.ndarray, allow_silence: bool = False) -> tuple[str, str] | None:

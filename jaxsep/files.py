@@ -8,7 +8,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 
-__all__ = ["AudioError", "OutputFolder", "reason", "replacing"]
+__all__ = ["AudioError", "AudioWarning", "OutputFolder", "native", "reason", "replacing"]
 
 
 class AudioError(ValueError):
@@ -21,6 +21,10 @@ class AudioError(ValueError):
         ...     print(error)
         missing.wav does not exist.
     """
+
+
+class AudioWarning(UserWarning):
+    """What is odd about a recording that can be used; the message is one sentence for the user."""
 
 
 @contextmanager
@@ -144,3 +148,8 @@ def reason(error: Exception) -> str:
     """The cause in words, without the path and number that an OSError adds."""
     words = getattr(error, "strerror", None) or getattr(error, "error_string", None) or str(error)
     return words.rstrip(". ")
+
+
+def native(path: str | os.PathLike) -> str | bytes:
+    """A path as libraries in C take it, which on most systems is bytes that need not be text."""
+    return os.fsencode(path) if os.name == "posix" else os.fspath(path)

@@ -13,8 +13,8 @@ PACKAGE = Path(__file__).resolve().parents[1] / "jaxsep"
 
 #: Files and folders of the package, each of which imports from itself and from those before it alone.
 ROOMS = """
-    files checks progress audio metrics numerics signal tones pursuit blasso learning notes search neural
-    separation results report cli __main__
+    files checks progress decoding audio metrics numerics signal tones pursuit blasso learning notes search
+    neural separation results report cli __main__
 """.split()  # noqa: SIM905
 
 

@@ -33,7 +33,7 @@ __all__ = [
 #: What a command is told about its options; typer passes an object of the base class.
 Context = typer.Context.__base__
 
-_READABLE = "(WAV, FLAC, AIFF, Ogg, MP3)"
+_READABLE = "(WAV, FLAC, AIFF, Ogg, MP3, M4A, WMA)"
 
 Recordings = Annotated[
     list[Path],
