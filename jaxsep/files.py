@@ -1,14 +1,23 @@
 """Results that appear whole or not at all."""
 
+import ctypes
 import os
 import shutil
+import sys
+import threading
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from types import TracebackType
 
-__all__ = ["AudioError", "AudioWarning", "OutputFolder", "native", "reason", "replacing"]
+__all__ = ["AudioError", "AudioWarning", "OutputFolder", "discard_drafts", "native", "reason", "replacing"]
+
+#: What is being written, each with the folders that were made for it.
+_drafts: dict[Path, list[Path]] = {}
+
+#: Held while something takes its name, or must be written to its end.
+_naming = threading.RLock()
 
 
 class AudioError(ValueError):
@@ -40,18 +49,20 @@ def replacing(path: str | os.PathLike, *, durable: bool = False) -> Iterator[Pat
     path = Path(path)
     draft = _hidden_sibling(path, path.suffix)  # by the suffix many libraries tell what to write
     try:
-        draft.touch()  # not every library says why a file cannot be created
-        yield draft
-        if durable:
-            with draft.open("rb+") as file:
-                os.fsync(file.fileno())
-        os.replace(draft, path)
+        with _naming if durable else nullcontext():
+            _drafts[draft] = []
+            draft.touch()  # not every library says why a file cannot be created
+            yield draft
+            if durable:
+                with draft.open("rb+") as file:
+                    os.fsync(file.fileno())
+            os.replace(draft, path)
     except OSError as error:
         if error.filename in (draft, str(draft)):
             raise AudioError(f"{path} cannot be written: {reason(error)}.") from error
         raise
     finally:
-        draft.unlink(missing_ok=True)
+        _discard(draft)
 
 
 class OutputFolder:
@@ -81,25 +92,26 @@ class OutputFolder:
 
     def __enter__(self) -> Path:
         self._draft = _hidden_sibling(self.path)
-        parents: list[Path] = []
         try:
             self._check_free()
-            parents = [parent for parent in self.path.parents if not parent.exists()]
+            _drafts[self._draft] = [parent for parent in self.path.parents if not parent.exists()]
             self._draft.mkdir(parents=True)
         except OSError as error:
-            _remove_empty(parents)
+            _discard(self._draft)
             raise AudioError(f"The folder {self.path} cannot be written: {reason(error)}.") from error
-        self._new_parents = parents
+        except BaseException:
+            _discard(self._draft)
+            raise
         return self._draft
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if kind is None:
-            self._publish()
-        else:
-            shutil.rmtree(self._draft, ignore_errors=True)
-            _remove_empty(self._new_parents)
+        try:
+            if kind is None:
+                self._publish()
+        finally:
+            _discard(self._draft)
 
     def _check_free(self) -> None:
         """Refuse a place that is taken, and one whose replacement would take the user's files with it."""
@@ -116,20 +128,61 @@ class OutputFolder:
 
     def _publish(self) -> None:
         """Give the draft its final name, or say where it is: it may have taken hours."""
-        retired = _hidden_sibling(self.path)
-        try:
-            if self.force and self.path.is_dir():
-                self.path.rename(retired)
-            with suppress(OSError):  # an empty folder makes way; not every system's rename replaces it
-                self.path.rmdir()
-            self._draft.rename(self.path)
-        except OSError as error:
-            with suppress(OSError):
-                retired.rename(self.path)
-            raise AudioError(
-                f"{self.path} cannot be written: {reason(error)}; the results are in {self._draft}."
-            ) from error
-        shutil.rmtree(retired, ignore_errors=True)
+        with _naming:
+            try:
+                if self.force and self.path.is_dir():
+                    _exchange(self._draft, self.path)
+                else:
+                    with suppress(
+                        OSError
+                    ):  # an empty folder makes way; not every system's rename replaces it
+                        self.path.rmdir()
+                    self._draft.rename(self.path)
+                _drafts[self._draft] = []  # the folders around are those of the results now
+            except OSError as error:
+                _drafts.pop(self._draft, None)
+                raise AudioError(
+                    f"{self.path} cannot be written: {reason(error)}; the results are in {self._draft}."
+                ) from error
+
+
+def discard_drafts() -> None:
+    """Removes all that is being written: the process ends, and nothing takes its name any more."""
+    _naming.acquire(timeout=60)
+    for draft in list(_drafts):
+        _discard(draft)
+
+
+def _discard(draft: Path) -> None:
+    """Removes a draft, or what it has replaced, and the folders that were made for it alone."""
+    if draft not in _drafts:
+        return
+    with suppress(OSError):
+        draft.unlink() if draft.is_file() else shutil.rmtree(draft)
+    _remove_empty(_drafts[draft])
+    _drafts.pop(draft, None)
+
+
+def _exchange(draft: Path, path: Path) -> None:
+    """The draft of a folder and an older folder swap their names, in one step where the system can."""
+    with suppress(OSError, AttributeError, TypeError):
+        system, names = ctypes.CDLL(None), (os.fsencode(draft), os.fsencode(path))
+        here, swap = -100, 2
+        if sys.platform == "darwin":
+            failed = system.renamex_np(*names, swap)
+        else:
+            failed = system.renameat2(here, names[0], here, names[1], swap)
+        if not failed:
+            return
+    retired = _hidden_sibling(path)
+    try:
+        path.rename(retired)
+        draft.rename(path)
+        retired.rename(draft)
+    except BaseException:
+        if retired.exists():
+            retired.rename(draft if path.exists() else path)
+        raise
 
 
 def _hidden_sibling(path: Path, suffix: str = "") -> Path:

@@ -3,8 +3,6 @@
 JAX is imported only when there is something to compute, so that help and mistakes are answered at once.
 """
 
-import os
-import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -32,7 +30,7 @@ from jaxsep.cli.options import (
     separation_settings,
     with_settings,
 )
-from jaxsep.cli.process import Backend, Stopped, check_outside, new_file, start_jax, stoppable
+from jaxsep.cli.process import Backend, Stopped, check_outside, end, go_on, new_file, start_jax, stoppable
 from jaxsep.cli.references import read_references, read_stems
 from jaxsep.cli.terminal import TerminalProgress, show_evaluation, show_separation
 from jaxsep.cli.work import Work
@@ -74,9 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, FloatingPointError, MemoryError) as error:
         return _complain(str(error) or "not enough memory")
     except Stopped as stopped:
-        _complain("interrupted" if stopped.number == signal.SIGINT else "terminated")
-        sys.stdout.flush()
-        os._exit(128 + stopped.number)  # threads that still compile would hold the process for half a minute
+        end(stopped.number)
 
 
 def _complain(message: str) -> int:
@@ -231,6 +227,7 @@ def _work_through(jobs: list[Job], work: Work, as_json: bool) -> None:
     """Every job, whatever happens to the others; raises `ValueError` at the end if some failed."""
     documents, failed = [], []
     for number, job in enumerate(jobs, start=1):
+        go_on()
         begin = f"{number} of {len(jobs)}, {job.recording}"
         try:
             with TerminalProgress() as progress:

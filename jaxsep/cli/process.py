@@ -3,6 +3,8 @@
 import logging
 import os
 import signal
+import socket
+import sys
 import threading
 import warnings
 from collections.abc import Iterator
@@ -11,12 +13,15 @@ from pathlib import Path
 from types import FrameType, ModuleType
 from typing import NamedTuple, NoReturn
 
-from jaxsep.files import replacing
+from jaxsep.files import discard_drafts, replacing
 
-__all__ = ["Backend", "Stopped", "check_outside", "is_stopping", "new_file", "start_jax", "stoppable"]
+__all__ = ["Backend", "Stopped", "check_outside", "end", "go_on", "new_file", "start_jax", "stoppable"]
 
-#: Set by Ctrl-C or SIGTERM while `stoppable`.
-_stopping = threading.Event()
+#: Seconds after Ctrl-C or SIGTERM in which the main thread may end by itself.
+_PATIENCE = 2
+
+#: The signal that came while `stoppable`, if one did.
+_came: list[int] = []
 
 
 class Stopped(BaseException):
@@ -29,28 +34,70 @@ class Stopped(BaseException):
 
 @contextmanager
 def stoppable() -> Iterator[None]:
-    """Turns the first SIGINT or SIGTERM into `Stopped`, so that `with` blocks clean up; ignores more."""
+    """Turns the first SIGINT or SIGTERM into `Stopped`, so that `with` blocks clean up; ignores more.
+
+    Callbacks of other libraries swallow exceptions, and long work in C delays them: where the block has not
+    ended after two seconds, another thread ends the process, and leaves nothing half-done.
+    """
 
     def stop(number: int, frame: FrameType | None) -> NoReturn:
-        for each in (signal.SIGINT, signal.SIGTERM):
+        for each in caught:
             signal.signal(each, signal.SIG_IGN)
-        _stopping.set()
+        _came.append(number)
         raise Stopped(number)
 
-    _stopping.clear()
+    _came.clear()
     # A shell lets the programs it starts in the background ignore Ctrl-C.
     caught = [n for n in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(n) != signal.SIG_IGN]
+    reader, writer = socket.socketpair()
+    writer.setblocking(False)
+    watch = threading.Thread(target=_watch, args=(reader, caught), daemon=True)
     previous = {number: signal.signal(number, stop) for number in caught}
+    others = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
+    watch.start()
     try:
         yield
     finally:
+        signal.set_wakeup_fd(others)
         for number, handler in previous.items():
             signal.signal(number, handler)
+        writer.close()
+        watch.join()
+        reader.close()
+        came = _came[:1]
+        _came.clear()
+        for number in came:  # whoever has swallowed it
+            raise Stopped(number)
 
 
-def is_stopping() -> bool:
-    """Whether Ctrl-C or SIGTERM has come; threads then better end."""
-    return _stopping.is_set()
+def _watch(reader: socket.socket, caught: list[int]) -> None:
+    """Ends the process when a signal has come and the main thread does not see to it."""
+    while received := reader.recv(1):
+        if received[0] in caught:
+            _came.append(received[0])
+            break
+    reader.settimeout(_PATIENCE)
+    with suppress(TimeoutError):
+        while received:
+            received = reader.recv(64)  # nothing when the other end is closed
+    if received:
+        end(_came[0])
+
+
+def go_on() -> None:
+    """Raises `Stopped` if Ctrl-C or SIGTERM has come, whoever has swallowed it."""
+    if _came:
+        raise Stopped(_came[0])
+
+
+def end(number: int) -> NoReturn:
+    """Ends the process after a signal, with its status and without what is half-done."""
+    discard_drafts()
+    with suppress(OSError, ValueError, AttributeError):
+        sys.stderr.write(f"jaxsep: {'interrupted' if number == signal.SIGINT else 'terminated'}\n")
+        sys.stderr.flush()
+        sys.stdout.flush()
+    os._exit(128 + number)  # threads that still compile would hold the process for half a minute
 
 
 class Backend(NamedTuple):

@@ -13,7 +13,7 @@ from rich.progress import BarColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bars
 from rich.table import Table
 
-from jaxsep.cli.process import is_stopping
+from jaxsep.cli.process import go_on
 from jaxsep.progress import Progress
 
 __all__ = ["TerminalProgress", "show_evaluation", "show_separation"]
@@ -23,7 +23,7 @@ class TerminalProgress(Progress):
     """A bar for each stage on stderr while in its context; elsewhere than on a terminal, a line at its end.
 
     Until the first step of a stage has ended, the bar says that the program compiles. After Ctrl-C or SIGTERM
-    the next step of every thread raises `InterruptedError`.
+    the next step of every thread raises `Stopped`.
 
     Arguments:
         console: by default stderr; bars are shown where it is a terminal.
@@ -64,8 +64,7 @@ class TerminalProgress(Progress):
 
     def advance(self, name: str, note: str = "") -> None:
         """One step of a stage has ended."""
-        if is_stopping():
-            raise InterruptedError(f"{name} is interrupted")
+        go_on()
         with self._lock:
             stage = self._stages[name]
             stage.done += 1
