@@ -1,5 +1,7 @@
 """Recordings on the host: reading, checking, resampling, writing, and the demo that is shipped."""
 
+import hashlib
+import io
 import json
 import os
 from contextlib import closing
@@ -14,15 +16,18 @@ from jaxtyping import Float, Float32
 from numpy.typing import ArrayLike
 
 from jaxsep.decoding import Sound, Spooled, open_sound
-from jaxsep.files import AudioError, native, reason, replacing
+from jaxsep.files import AudioError, native, reason, replacing, write_reason
 
 __all__ = [
     "FORMATS",
     "AudioFormat",
     "Recording",
     "check_samples",
+    "check_tracks",
     "demo_files",
     "demo_recording",
+    "loudest_alone",
+    "mono",
     "read_audio",
     "resample",
     "write_audio",
@@ -31,6 +36,10 @@ __all__ = [
 _Mono = Float32[np.ndarray, " samples"]
 
 _FLOATING_SUBTYPES = ("FLOAT", "DOUBLE")
+#: Energy of the average of channels, relative to theirs, below which they are taken to cancel each other.
+_CANCELLED = 1e-3
+#: More channels than this are samples.
+_MAX_CHANNELS = 64
 
 
 class AudioFormat(NamedTuple):
@@ -76,11 +85,7 @@ def read_audio(
         ((1, 480), 'float32', 48000)
     """
     with Recording(path) as recording:
-        samples, sample_rate = recording.samples(), recording.sample_rate
-    if defect := _defect(samples, allow_silence):
-        got, expected = defect
-        raise AudioError(f"{Path(path)} holds {got}, expected {expected}.")
-    return samples, sample_rate
+        return recording.checked(allow_silence), recording.sample_rate
 
 
 def check_samples(samples: ArrayLike, sample_rate: int | float, name: str = "samples") -> None:
@@ -160,6 +165,8 @@ def write_audio(
         raise ValueError(f"samples: expected finite numbers, got {defect}")
     kind, subtype = _file_format(path, subtype)
     peak = np.max(np.abs(samples), initial=0.0)
+    if subtype == "FLOAT" and peak > np.finfo(np.float32).max:
+        raise ValueError(f"samples: expected values that float32 can hold, got {peak:.4g}")
     if subtype not in _FLOATING_SUBTYPES and peak > 1:
         raise AudioError(
             f"{path} would be clipped: the peak is {peak:.4g} and {subtype} ends at 1; "
@@ -169,7 +176,32 @@ def write_audio(
         with replacing(path) as draft:
             soundfile.write(native(draft), samples.T, int(sample_rate), subtype=subtype, format=kind)
     except (OSError, soundfile.SoundFileError) as error:
-        raise AudioError(f"{path} cannot be written: {reason(error)}.") from error
+        raise AudioError(f"{path} cannot be written: {write_reason(error, path.parent)}.") from error
+
+
+def check_tracks(suffix: str, subtype: str, num_channels: int, sample_rate: int) -> None:
+    """Raises `AudioError`, one sentence, where a kind of file cannot hold such channels or such a rate."""
+    try:
+        soundfile.SoundFile(
+            io.BytesIO(), "w", sample_rate, num_channels, subtype, format=FORMATS[suffix].kind
+        ).close()
+    except soundfile.SoundFileError as error:
+        raise AudioError(
+            f"{FORMATS[suffix].kind} cannot hold {num_channels} channels at {sample_rate} Hz; choose WAV."
+        ) from error
+
+
+def mono(samples: Float[np.ndarray, "channels samples"]) -> Float[np.ndarray, " samples"]:
+    """The average of the channels, or the loudest one where they cancel each other."""
+    loudest = loudest_alone(samples)
+    return samples.mean(axis=0) if loudest is None else samples[loudest]
+
+
+def loudest_alone(samples: Float[np.ndarray, "channels samples"]) -> int | None:
+    """The loudest channel, if next to nothing is left of all in their average."""
+    energies = np.mean(np.square(samples, dtype=float), axis=1)
+    left = np.mean(np.square(samples.mean(axis=0), dtype=float))
+    return int(energies.argmax()) if left < _CANCELLED * energies.mean() else None
 
 
 class Recording:
@@ -207,10 +239,21 @@ class Recording:
         """In seconds."""
         return self.num_samples / self.sample_rate
 
-    def samples(self) -> Float32[np.ndarray, "channels samples"]:
-        """All of them."""
+    def checked(self, allow_silence: bool = False) -> Float32[np.ndarray, "channels samples"]:
+        """All samples, as `read_audio` returns them; raises what it does."""
         blocks = [block.T for block in self._sound.blocks()]
-        return np.concatenate([np.zeros((self.num_channels, 0), np.float32), *blocks], axis=1)
+        samples = np.concatenate([np.zeros((self.num_channels, 0), np.float32), *blocks], axis=1)
+        if defect := _defect(samples, allow_silence):
+            got, expected = defect
+            raise AudioError(f"{self.path} holds {got}, expected {expected}.")
+        return samples
+
+    def fingerprint(self) -> str:
+        """SHA-256 of the file, or of what came out of a pipe."""
+        if self.path.is_file():
+            with self.path.open("rb") as file:
+                return hashlib.file_digest(file, "sha256").hexdigest()
+        return hashlib.sha256(self.checked(allow_silence=True).tobytes()).hexdigest()
 
     def read(self, start: int, stop: int) -> Float32[np.ndarray, "channels samples"]:
         """The samples from second `start` to second `stop`, with zeros before the begin and after the end."""
@@ -292,6 +335,10 @@ def _non_finite(samples: np.ndarray) -> str | None:
 def _check_array(samples: np.ndarray, name: str) -> None:
     if samples.ndim not in (1, 2):
         raise ValueError(f"{name}: expected shape [samples] or [channels, samples], got {samples.shape}")
+    if samples.ndim == 2 and max(samples.shape[1], _MAX_CHANNELS) < samples.shape[0]:
+        raise ValueError(
+            f"{name}: expected shape [channels, samples], got {samples.shape}, as if it were transposed"
+        )
     if samples.dtype not in (np.float32, np.float64):
         raise ValueError(f"{name}: expected float32 or float64 with full scale 1, got {samples.dtype}")
 
@@ -299,6 +346,8 @@ def _check_array(samples: np.ndarray, name: str) -> None:
 def _check_rate(rate: int | float, name: str) -> None:
     if not (rate > 0 and rate % 1 == 0):
         raise ValueError(f"{name}: expected a whole number of Hz above 0, got {rate}")
+    if rate >= 2**31:
+        raise ValueError(f"{name}: expected less than 2**31 Hz, got {rate}")
 
 
 def _file_format(path: Path, subtype: str | None) -> tuple[str, str]:

@@ -200,7 +200,7 @@ class _Libsndfile(Sound):
     """
 
     def __init__(self, path: Path, file: soundfile.SoundFile):
-        self._path, self._file = path, file
+        self._path, self._file, self._moved = path, file, False
         self.sample_rate, self.num_channels = file.samplerate, file.channels
         self.is_sure = 0 < file.frames < 2**62 and file.format not in ("MP3", "OGG", "NIST")
         self.num_samples = file.frames if file.seekable() else None
@@ -214,15 +214,15 @@ class _Libsndfile(Sound):
 
     def blocks(self) -> Iterator[_Block]:
         count = 0
-        while len(block := self._decoded()):
+        while len(block := self._decoded(count if self._moved else None, _BLOCK)):
             count += len(block)
             yield block
         if count < self._file.frames:
             raise self._truncated(count)
 
     def read(self, first: int, last: int) -> _Block:
-        self._file.seek(first)
-        block = self._decoded(last - first)
+        self._moved = True
+        block = self._decoded(first, last - first)
         if len(block) < last - first:
             raise self._truncated(first + len(block))
         return block
@@ -230,8 +230,10 @@ class _Libsndfile(Sound):
     def close(self) -> None:
         self._file.close()
 
-    def _decoded(self, length: int = _BLOCK) -> _Block:
+    def _decoded(self, first: int | None, length: int) -> _Block:
         try:
+            if first is not None:
+                self._file.seek(min(first, self._file.frames))
             return self._file.read(length, dtype="float32", always_2d=True)
         except soundfile.SoundFileError as error:
             raise AudioError(

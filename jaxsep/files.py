@@ -4,6 +4,7 @@ import ctypes
 import os
 import shutil
 import sys
+import tempfile
 import threading
 import uuid
 from collections.abc import Iterator
@@ -11,7 +12,16 @@ from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from types import TracebackType
 
-__all__ = ["AudioError", "AudioWarning", "OutputFolder", "discard_drafts", "native", "reason", "replacing"]
+__all__ = [
+    "AudioError",
+    "AudioWarning",
+    "OutputFolder",
+    "discard_drafts",
+    "native",
+    "reason",
+    "replacing",
+    "write_reason",
+]
 
 #: What is being written, each with the folders that were made for it.
 _drafts: dict[Path, list[Path]] = {}
@@ -113,6 +123,10 @@ class OutputFolder:
         finally:
             _discard(self._draft)
 
+    def discard(self) -> None:
+        """Removes results that could not take their name."""
+        shutil.rmtree(self._draft, ignore_errors=True)
+
     def _check_free(self) -> None:
         """Refuse a place that is taken, and one whose replacement would take the user's files with it."""
         home = Path(os.path.expanduser("~")).resolve()
@@ -201,6 +215,16 @@ def reason(error: Exception) -> str:
     """The cause in words, without the path and number that an OSError adds."""
     words = getattr(error, "strerror", None) or getattr(error, "error_string", None) or str(error)
     return words.rstrip(". ")
+
+
+def write_reason(error: Exception, folder: str | os.PathLike) -> str:
+    """The cause of a failed write in words; where a library has none, those of the system."""
+    try:
+        with tempfile.TemporaryFile(dir=folder) as probe:
+            probe.write(bytes(2**20))
+    except OSError as cause:
+        return reason(cause)
+    return reason(error)
 
 
 def native(path: str | os.PathLike) -> str | bytes:

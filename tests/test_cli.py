@@ -357,6 +357,8 @@ class TestMistakes:
     @pytest.mark.parametrize("case", BAD_RECORDINGS)
     @pytest.mark.parametrize("command", ["separate", "spectrogram", "evaluate"])
     def test_recording(self, workplace, case, command):
+        if (case, command) == ("silence", "evaluate"):
+            pytest.skip("a stem may be silent")
         make, message = BAD_RECORDINGS[case]
         make("bad.wav")
         arguments = {
@@ -516,6 +518,24 @@ class TestEvaluate:
         np.testing.assert_allclose(json.loads(out)["gain"]["sdr"], wanted["gain"]["sdr"], rtol=1e-5)
         assert json.loads(out)["note"] == "cut to the shortest, 3990 samples"
         assert "cut to the shortest" in run("evaluate", *arguments)[1]
+
+    def test_a_silent_stem(self, stems):
+        write("y.wav", np.zeros(4000))
+        arguments = ["--reference", "a.wav", "b.wav", "--estimate", "x.wav", "y.wav", "--no-cache"]
+        code, out, _ = run("evaluate", *arguments, "--json")
+        assert code == 0
+        scores = json.loads(out)
+        assert scores["gain"]["permutation"] == [1, 0]
+        assert (scores["gain"]["sdr"][0], scores["si_sdr"][0]) == (None, None)
+        wanted = evaluation_document(stems[:2], stems[2:], ["a"] * 2, ["x"] * 2)
+        assert scores["gain"]["sdr"][1] == pytest.approx(wanted["gain"]["sdr"][1])
+        assert "—" in run("evaluate", *arguments)[1]
+
+    def test_channels_that_cancel_each_other(self, stems):
+        write("x.wav", np.stack([stems[2], -stems[2]]))
+        arguments = ["--reference", "a.wav", "b.wav", "--estimate", "x.wav", "y.wav", "--no-cache"]
+        wanted = evaluation_document(stems[:2], stems[2:], ["a"] * 2, ["x"] * 2)
+        assert json.loads(run("evaluate", *arguments, "--json")[1])["gain"]["sdr"] == wanted["gain"]["sdr"]
 
 
 class TestReport:
@@ -815,6 +835,126 @@ class TestFolderNames:
         assert contents(workplace / "music") == {workplace / "music" / "song.txt": b"precious"}
 
 
+class TestWhatCannotBeWritten:
+    @pytest.mark.usefixtures("no_long_work")
+    @pytest.mark.parametrize(("channels", "rate"), [(9, RATE), (1, 700_000)])
+    def test_flac_is_refused_before_the_work(self, workplace, channels, rate):
+        write("wide.wav", np.tile(sinusoid(440.0), (channels, 1)), rate)
+        code, _, err = run("separate", "wide.wav", "-n", 2, "-o", "out", "--format", "flac", "--no-cache")
+        assert (code, err) == (2, f"jaxsep: FLAC cannot hold {channels} channels at {rate} Hz; choose WAV.\n")
+        assert not (workplace / "out").exists()
+
+    @pytest.mark.parametrize("error", [RuntimeError, ValueError, MemoryError])
+    def test_a_page_that_fails_loses_nothing(self, workplace, quick, monkeypatch, error):
+        def fail(folder, target, *_):
+            target.write_text("half")
+            raise error("no page")
+
+        monkeypatch.setattr(compute, "write_page", fail)
+        code, _, err = run("separate", "mix.wav", "-n", 2, "-o", "out", "--report", "--no-cache")
+        assert (code, err.splitlines()[-1].partition(": ")[2][:32]) == (2, "out has all results but the page")
+        assert {path.name for path in (workplace / "out").iterdir()} == RESULTS
+
+    def test_a_full_disk_is_named(self, workplace, quick, monkeypatch):
+        resource = pytest.importorskip("resource")
+        monkeypatch.setattr(compute, "overview", lambda *_: None)
+        limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
+        try:
+            code, _, err = run("separate", "mix.wav", "-n", 2, "-o", "out", "--no-cache")
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        assert code == 2
+        assert err.splitlines()[-1] == "jaxsep: The results cannot be written: File too large."
+        assert not (workplace / "out").exists()
+
+    def test_what_is_not_finite_is_not_written(self, workplace, monkeypatch):
+        broken = Separation(**{**vars(synthetic_separation()), "stems": np.full((2, RATE), np.inf)})
+        monkeypatch.setattr(pursuit, "separate", lambda *_, **__: broken)
+        monkeypatch.setattr(compute, "overview", lambda *_: None)
+        code, _, err = run("separate", "mix.wav", "-n", 2, "-o", "out", "--no-cache")
+        assert (code, "the stems are not finite" in err) == (2, True)
+        assert not (workplace / "out").exists()
+
+    def test_a_figure_that_json_has_not(self, workplace, monkeypatch):
+        odd = Separation(**{**vars(synthetic_separation()), "restart_losses": (np.inf, 0.5)})
+        monkeypatch.setattr(pursuit, "separate", lambda *_, **__: odd)
+        code, out, _ = run("separate", "mix.wav", "-n", 2, "-o", "out", "--no-cache")
+        assert (code, "— (chosen) 0.5000" in out) == (0, True)
+        assert json.loads((workplace / "out" / "separation.json").read_text())["restart_losses"] == [
+            None,
+            0.5,
+        ]
+
+    def test_lower_levels_are_said(self, workplace, monkeypatch):
+        loud = Separation(**{**vars(synthetic_separation()), "stems": 10 * synthetic_separation().stems})
+        monkeypatch.setattr(pursuit, "separate", lambda *_, **__: loud)
+        _, out, _ = run("separate", "mix.wav", "-n", 2, "-o", "out", "--bits", 16, "--no-cache")
+        gain = json.loads((workplace / "out" / "separation.json").read_text())["gain_db"]
+        assert f"all tracks are {-gain:.1f} dB lower" in out
+        assert gain < -1
+
+
+class _Full(io.StringIO):
+    def write(self, text):
+        raise OSError(28, "No space left on device")
+
+
+class TestVoices:
+    def test_a_terminal_that_knows_few_letters(self, workplace, quick):
+        os.rename("mix.wav", "é.wav")
+        raw = io.BytesIO()
+        with io.TextIOWrapper(raw, encoding="ascii") as out, contextlib.redirect_stdout(out):
+            assert cli.main(["separate", "é.wav", "-n", "2", "-o", "out", "--no-cache"]) == 0
+            out.flush()
+            assert b"\\xe9.wav: " in raw.getvalue()
+
+    @pytest.mark.parametrize("stream", [_Full(), None])
+    def test_nobody_hears_the_progress(self, workplace, quick, monkeypatch, stream):
+        monkeypatch.setattr(sys, "stderr", stream)
+        assert cli.main(["separate", "mix.wav", "-n", "2", "-o", "out", "--no-cache", "--json"]) == 0
+        assert (workplace / "out").exists()
+        sys.stderr.close()
+
+    def test_nobody_hears_the_summary(self, workplace, quick, monkeypatch):
+        write("b.wav", sinusoid(550.0))
+        monkeypatch.setattr(sys, "stdout", _Full())
+        assert cli.main(["separate", "mix.wav", "b.wav", "-n", "2", "-o", "out", "--no-cache"]) == 0
+        assert len(list((workplace / "out").iterdir())) == 2
+
+    @pytest.mark.skipif(sys.platform != "linux", reason="names are text")
+    def test_names_that_are_no_text(self, workplace, quick):
+        os.rename(b"mix.wav", b"caf\xe9.wav")
+        name = os.fsdecode(b"caf\xe9.wav")
+        code, _, _ = run("separate", name, "-n", 2, "-o", os.fsdecode(b"o\xe9"), "--report", "--no-cache")
+        assert code == 0
+        folder = workplace / os.fsdecode(b"o\xe9")
+        assert {path.name for path in folder.iterdir()} == {*RESULTS, "report.html"}
+        assert json.loads((folder / "separation.json").read_text())["input"]["file"] == name
+        assert run("report", folder, "--force", "--no-cache")[0] == 0
+        assert run("spectrogram", name, "-o", os.fsdecode(b"\xe9.png"), "--no-cache")[0] == 0
+
+    def test_oddities_of_a_recording(self, workplace, quick):
+        write("b.wav", sinusoid(440.0))
+        (workplace / "b.wav").write_bytes(2 * (workplace / "b.wav").read_bytes())
+        code, _, err = run("separate", "b.wav", "-n", 2, "-o", "out", "--no-cache")
+        said = "jaxsep: b.wav holds several recordings one after the other, of which only the first is read."
+        assert (code, err.splitlines()[0]) == (0, said)
+
+    def test_no_home(self, workplace, quick, monkeypatch):
+        monkeypatch.delenv("XDG_CACHE_HOME")
+        monkeypatch.setattr(os.path, "expanduser", lambda path: path)
+        assert run("separate", "mix.wav", "-n", 2, "-o", "out")[0] == 0
+        assert {path.name for path in workplace.iterdir()} == {"mix.wav", "out"}
+
+
+def test_a_pipe(workplace, quick):
+    os.mkfifo("pipe")
+    threading.Thread(target=lambda: Path("pipe").write_bytes(Path("mix.wav").read_bytes())).start()
+    assert run("separate", "pipe", "-n", 2, "-o", "out", "--no-cache")[0] == 0
+    np.testing.assert_array_equal(quick[0][0][0], soundfile.read("mix.wav", dtype="float32")[0])
+
+
 class TestManyRecordings:
     @pytest.fixture
     def three(self, workplace, quick):
@@ -876,6 +1016,43 @@ class TestManyRecordings:
         assert "jaxsep: b.wav: b.wav is not audio" in err
         assert err.splitlines()[-1] == "jaxsep: 1 of 3 recordings failed: b.wav."
         assert sorted(path.name for path in (workplace / "out").iterdir()) == ["a", "c"]
+
+    @pytest.mark.parametrize(
+        "error", [RuntimeError("RESOURCE_EXHAUSTED: 9 GiB"), KeyError("a bug"), OSError()]
+    )
+    def test_whatever_happens_to_one(self, three, workplace, monkeypatch, error):
+        separate = pursuit.separate
+
+        def fail(*arguments, **options):
+            if len(three) == 1:
+                three.append(None)
+                raise error
+            return separate(*arguments, **options)
+
+        monkeypatch.setattr(pursuit, "separate", fail)
+        code, _, err = self.separate()
+        assert code == 2
+        assert err.splitlines()[-1] == "jaxsep: 1 of 3 recordings failed: b.wav."
+        assert ("jaxsep: b.wav: not enough memory" in err) == isinstance(error, RuntimeError)
+        assert sorted(path.name for path in (workplace / "out").iterdir()) == ["a", "c"]
+
+    def test_unreadable_ones_are_said_in_their_turn(self, three, workplace, monkeypatch):
+        access = os.access
+        monkeypatch.setattr(os, "access", lambda path, *mode: str(path) != "b.wav" and access(path, *mode))
+        assert self.separate()[0] == 0
+
+    def test_another_process_may_be_quicker(self, three, workplace, monkeypatch):
+        separate, others = pursuit.separate, []
+
+        def slow(*arguments, **options):
+            if not others:
+                others.append(None)
+                assert self.separate()[0] == 0
+            return separate(*arguments, **options)
+
+        monkeypatch.setattr(pursuit, "separate", slow)
+        assert self.separate()[0] == 0
+        assert sorted(path.name for path in (workplace / "out").iterdir()) == ["a", "b", "c"]
 
     def test_shards_share_the_recordings(self, three, workplace):
         assert [self.separate("--shard", f"{n}/2")[0] for n in (1, 2)] == [0, 0]

@@ -5,6 +5,7 @@ JAX is imported only when there is something to compute, so that help and mistak
 
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -30,7 +31,18 @@ from jaxsep.cli.options import (
     separation_settings,
     with_settings,
 )
-from jaxsep.cli.process import Backend, Stopped, check_outside, end, go_on, new_file, start_jax, stoppable
+from jaxsep.cli.process import (
+    Backend,
+    Stopped,
+    check_outside,
+    end,
+    go_on,
+    new_file,
+    sentence,
+    start_jax,
+    stoppable,
+    voices,
+)
 from jaxsep.cli.references import read_references, read_stems
 from jaxsep.cli.terminal import TerminalProgress, show_evaluation, show_separation
 from jaxsep.cli.work import Work
@@ -63,14 +75,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
     try:
-        with stoppable():
+        with voices(_complain), stoppable():
             return typer.main.get_command(app)(arguments, prog_name="jaxsep", standalone_mode=False) or 0
     except _UsageError as error:
         return _complain(error.format_message())
-    except OSError as error:
-        return _complain(": ".join(str(x) for x in (error.filename, error.strerror or error) if x))
-    except (ValueError, FloatingPointError, MemoryError) as error:
-        return _complain(str(error) or "not enough memory")
+    except (ValueError, OSError, FloatingPointError, MemoryError, RuntimeError) as error:
+        return _complain(sentence(error))
     except Stopped as stopped:
         end(stopped.number)
 
@@ -218,9 +228,10 @@ def _work_on(job: Job, work: Work, as_json: bool = False) -> None:
     if as_json:
         _print_json(done.document)
     else:
-        show_separation(done.document, job.folder)
-        if done.scores:
-            show_evaluation(done.scores)
+        with suppress(OSError):  # nobody listens any more; the results are there
+            show_separation(done.document, job.folder)
+            if done.scores:
+                show_evaluation(done.scores)
 
 
 def _work_through(jobs: list[Job], work: Work, as_json: bool) -> None:
@@ -233,15 +244,16 @@ def _work_through(jobs: list[Job], work: Work, as_json: bool) -> None:
             with TerminalProgress() as progress:
                 progress.say(begin)
                 done = work(job, progress)
-        except (ValueError, OSError, FloatingPointError, MemoryError) as error:
-            _complain(f"{job.recording}: {error}")
+        except Exception as error:  # whatever it is, it is of one recording
+            _complain(f"{job.recording}: {sentence(error)}")
             failed.append(str(job.recording))
             continue
         documents.append(done.document)
-        if done.new and not as_json:
-            show_separation(done.document, job.folder)
-        elif not as_json:
-            print(f"{begin}: finished before, in {job.folder}")
+        with suppress(OSError):
+            if done.new and not as_json:
+                show_separation(done.document, job.folder)
+            elif not as_json:
+                print(f"{begin}: finished before, in {job.folder}")
     if as_json:
         _print_json(documents)
     if failed:

@@ -50,22 +50,18 @@ def separate_at_once(
 
 
 def separate_in_parts(
-    recording: Path, seconds: float, num_instruments: int, folder: Path, **request: Any
+    source: Recording, seconds: float, num_instruments: int, folder: Path, **request: Any
 ) -> _Pieces:
     """A recording and its separation part by part; the folder receives a picture of the first that sounds."""
-    begin, drawn = 0, False
-    with Recording(recording) as source:
-        rate = source.sample_rate
-        for part in separate.separate_parts(
-            recording, num_instruments, seconds=seconds, **_options(**request)
-        ):
-            length = part.stems.shape[-1]
-            samples = source.read(begin, begin + -(-length // rate))[:, :length]
-            if not drawn and samples.any():
-                overview(part, samples, rate, folder / "overview.png")
-                drawn = True
-            begin += length // rate
-            yield samples, part
+    begin, drawn, rate = 0, False, source.sample_rate
+    for part in separate.separate_parts(source, num_instruments, seconds=seconds, **_options(**request)):
+        length = part.stems.shape[-1]
+        samples = source.read(begin, begin + -(-length // rate))[:, :length]
+        if not drawn and samples.any():
+            overview(part, samples, rate, folder / "overview.png")
+            drawn = True
+        begin += length // rate
+        yield samples, part
 
 
 def _options(

@@ -1,6 +1,5 @@
 """Many recordings: which of them this process takes, where their results go, and which are there already."""
 
-import hashlib
 import json
 import re
 import unicodedata
@@ -8,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-__all__ = ["Job", "fingerprint", "finished_document", "folder_name", "plan"]
+__all__ = ["Job", "finished_document", "folder_name", "plan"]
 
 #: What some system takes for a separator, a drive, a wildcard or a device.
 _SPECIAL = re.compile(r'[\x00-\x1f<>:"/\\|?*]')
@@ -70,12 +69,6 @@ def _parse(shard):
         if 1 <= number <= count:
             return number, count
     raise ValueError(f"--shard: expected I/N with 1 <= I <= N, such as 2/8, got {shard!r}.")
-
-
-def fingerprint(path: Path) -> str:
-    """SHA-256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def finished_document(

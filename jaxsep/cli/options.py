@@ -39,6 +39,7 @@ Recordings = Annotated[
     list[Path],
     typer.Argument(
         metavar="MIX...",
+        readable=False,  # which is said of each recording, and keeps none of the others back
         help=f"The recording {_READABLE}; with several, OUT has a folder for each.",
         show_default=False,
     ),

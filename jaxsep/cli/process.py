@@ -1,5 +1,6 @@
 """What the command line needs of its process: signals, JAX on a device, files that appear whole."""
 
+import io
 import logging
 import os
 import signal
@@ -7,15 +8,26 @@ import socket
 import sys
 import threading
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stderr, suppress
 from pathlib import Path
 from types import FrameType, ModuleType
-from typing import NamedTuple, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
-from jaxsep.files import discard_drafts, replacing
+from jaxsep.files import AudioWarning, discard_drafts, replacing
 
-__all__ = ["Backend", "Stopped", "check_outside", "end", "go_on", "new_file", "start_jax", "stoppable"]
+__all__ = [
+    "Backend",
+    "Stopped",
+    "check_outside",
+    "end",
+    "go_on",
+    "new_file",
+    "sentence",
+    "start_jax",
+    "stoppable",
+    "voices",
+]
 
 #: Seconds after Ctrl-C or SIGTERM in which the main thread may end by itself.
 _PATIENCE = 2
@@ -100,6 +112,58 @@ def end(number: int) -> NoReturn:
     os._exit(128 + number)  # threads that still compile would hold the process for half a minute
 
 
+class _Patient:
+    """A stream of text for which nothing is lost that cannot be written."""
+
+    def __init__(self, stream: Any):
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        with suppress(OSError, ValueError):
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with suppress(OSError, ValueError):
+            self._stream.flush()
+
+
+@contextmanager
+def voices(warn: Callable[[str], Any]) -> Iterator[None]:
+    """Stdout and stderr on which names that cannot be shown are escaped, and stderr may be closed or full.
+
+    Arguments:
+        warn: hears what is odd about a recording.
+    """
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # was closed before the process began
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
+        if isinstance(stream := getattr(sys, name), io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    with redirect_stderr(_Patient(sys.stderr)), warnings.catch_warnings():
+        warnings.simplefilter("always", AudioWarning)
+        show = warnings.showwarning
+
+        def show_warning(message: Any, category: type[Warning], *place: Any, **more: Any) -> None:
+            is_ours = issubclass(category, AudioWarning)
+            warn(str(message)) if is_ours else show(message, category, *place, **more)
+
+        warnings.showwarning = show_warning
+        yield
+
+
+def sentence(error: Exception) -> str:
+    """What to say of an error, in one line."""
+    if isinstance(error, OSError) and error.strerror:
+        return ": ".join(str(part) for part in (error.filename, error.strerror) if part)
+    if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
+        return "not enough memory"
+    return " ".join(str(error).split()) or type(error).__name__
+
+
 class Backend(NamedTuple):
     """Where JAX computes, or `None` for the fastest device, and where it keeps compiled programs."""
 
@@ -130,7 +194,8 @@ def start_jax(backend: Backend) -> ModuleType:
     if device == "gpu" and platform != "gpu":
         raise ValueError("--device gpu: JAX finds no GPU; leave the option out, or install JAX for GPUs.")
     if not no_cache:
-        caches = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+        # Without a home the name stays as it is, and nothing can be made there.
+        caches = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache").replace("~", os.devnull)
         folder = cache or Path(caches) / "jaxsep"
         # A cache that cannot be written or read costs time only.
         warnings.filterwarnings("ignore", message=".*persistent compilation cache")

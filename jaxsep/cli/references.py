@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxsep.audio import read_audio
+from jaxsep.audio import mono, read_audio
 
 __all__ = ["read_references", "read_stems"]
 
@@ -32,7 +32,7 @@ def read_references(paths: list[Path], num_instruments: int, num_samples: int, s
     for path in paths:
         samples, rate = read_audio(path)
         _check_alike(path, samples.shape[1], rate, "the mixture", num_samples, sample_rate)
-        tracks.append(samples.mean(axis=0)[:num_samples])
+        tracks.append(mono(samples)[:num_samples])
     return np.stack([track[: min(map(len, tracks))] for track in tracks])
 
 
@@ -48,14 +48,14 @@ def read_stems(references: list[Path], estimates: list[Path]):
             f"--estimate: expected {len(references)} files as for --reference, got {len(estimates)}."
         )
     paths = references + estimates
-    recordings = [read_audio(path) for path in paths]
+    recordings = [read_audio(path, allow_silence=n >= len(references)) for n, path in enumerate(paths)]
     rates = [rate for _, rate in recordings]
     lengths = [samples.shape[1] for samples, _ in recordings]
     for path, rate, length in zip(paths, rates, lengths, strict=True):
         _check_alike(path, length, rate, paths[0], lengths[0], rates[0])
     note = f"cut to the shortest, {min(lengths)} samples" if len(set(lengths)) > 1 else ""
-    mono = np.stack([samples[:, : min(lengths)].mean(axis=0) for samples, _ in recordings])
-    return mono[: len(references)], mono[len(references) :], note
+    tracks = np.stack([mono(samples[:, : min(lengths)]) for samples, _ in recordings])
+    return tracks[: len(references)], tracks[len(references) :], note
 
 
 def _check_alike(path, num_samples, rate, other, wanted_samples, wanted_rate):

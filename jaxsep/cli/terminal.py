@@ -105,8 +105,10 @@ def show_separation(document: dict[str, Any], output: Path) -> None:
         stages.add_row(name, f"{value:.1f}")
     console.print(stages)
     if losses := document["restart_losses"]:
-        chosen, *others = (f"{loss:.4f}" for loss in losses)
+        chosen, *others = ("—" if loss is None else f"{loss:.4f}" for loss in losses)
         console.print(f"loss of each restart: {chosen} (chosen)", *others)
+    if gain := document.get("gain_db"):
+        console.print(f"all tracks are {-gain:.1f} dB lower, as integers hold no more than full scale")
     console.print(f"results: {output}/")
     for file in sorted(output.iterdir()):
         console.print(f"  {file.name}")
@@ -122,13 +124,17 @@ def show_evaluation(document: dict[str, Any]) -> None:
         for measure, title in (("gain", "gain only"), ("filter_512", "512-tap filter")):
             scores = document[measure]
             estimate = estimates[scores["permutation"][row]]
-            figures = (f"{scores[name][row]:.2f}" for name in ("sdr", "sir", "sar"))
+            figures = (_figure(scores[name][row]) for name in ("sdr", "sir", "sar"))
             # The measures hardly ever match the estimates differently.
             table.add_row("" if named else reference, "" if named == estimate else estimate, title, *figures)
             named = estimate
-        table.add_row("", "", "SI-SDR", f"{document['si_sdr'][row]:.2f}", "", "", end_section=True)
+        table.add_row("", "", "SI-SDR", _figure(document["si_sdr"][row]), "", "", end_section=True)
     console.print(table)
-    console.print("all figures in dB; larger is better")
+    console.print("all figures in dB; larger is better; silence has none")
+
+
+def _figure(value):
+    return "—" if value is None else f"{value:.2f}"
 
 
 def _short(paths):

@@ -7,11 +7,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from jaxsep.audio import Recording, read_audio
-from jaxsep.cli.jobs import Job, fingerprint, finished_document
-from jaxsep.cli.process import Backend, start_jax
+from jaxsep.audio import Recording, check_tracks
+from jaxsep.cli.jobs import Job, finished_document
+from jaxsep.cli.process import Backend, sentence, start_jax
 from jaxsep.cli.references import read_references
-from jaxsep.files import OutputFolder
+from jaxsep.files import AudioError, OutputFolder
 from jaxsep.neural.settings import NeuralSettings
 from jaxsep.progress import Progress
 from jaxsep.separation.settings import SeparationSettings
@@ -20,11 +20,18 @@ __all__ = ["Done", "Work"]
 
 
 class Done(NamedTuple):
-    """The document of a recording's results, whether they are new, and the figures of a new page's stems."""
+    """What was done with a recording.
+
+    - `document`: that of its results.
+    - `new`: whether they are.
+    - `scores`: figures of a new page's stems.
+    - `missing`: why there is no page, where one was wanted.
+    """
 
     document: dict[str, Any]
     new: bool
     scores: dict[str, Any] | None = None
+    missing: str = ""
 
 
 @dataclass(frozen=True)
@@ -56,21 +63,38 @@ class Work:
 
     def __call__(self, job: Job, progress: Progress) -> Done:
         """Separates one recording, unless there are its results."""
-        about = {"settings": self.settings, "seed": self.seed, "source": self._source(job.recording)}
-        if self.skip and not self.force and (known := self._finished(job.folder, about)):
-            return Done(known, new=False)
-        separate = self._in_parts if self._is_long(job.recording) else self._at_once
-        with OutputFolder(job.folder, force=self.force) as folder:
-            return separate(folder, job.recording, about, progress)
+        with Recording(job.recording) as recording:
+            about = {"settings": self.settings, "seed": self.seed, "source": self._source(recording)}
+            if self.skip and not self.force and (known := self._finished(job.folder, about)):
+                return Done(known, new=False)
+            separate = self._in_parts if self._is_long(recording) else self._at_once
+            check_tracks(*self.audio, recording.num_channels, recording.sample_rate)
+            output = OutputFolder(job.folder, force=self.force)
+            try:
+                with output as folder:
+                    done = separate(folder, recording, about, progress)
+            except AudioError:
+                # Another process may have been quicker.
+                if self.skip and not self.force and (known := self._finished(job.folder, about)):
+                    output.discard()
+                    return Done(known, new=False)
+                raise
+            except ValueError as error:
+                if str(error).startswith("samples: "):
+                    raise ValueError(f"{recording.path}: {str(error)[9:]}") from error
+                raise
+        if done.missing:
+            raise ValueError(f"{job.folder} has all results but the page: {done.missing}.")
+        return done
 
     def _source(self, recording):
         """What the document says of the input before it is read."""
         name = None if self.dictionary is None else self.dictionary.name
-        source: dict[str, Any] = {"file": recording.name, "dictionary": name}
+        source: dict[str, Any] = {"file": recording.path.name, "dictionary": name}
         if self.part is not None:
             source["longest_part_s"] = self.part
         if self.skip:
-            source["sha256"] = fingerprint(recording)
+            source["sha256"] = recording.fingerprint()
         return source
 
     def _finished(self, folder, about):
@@ -79,13 +103,12 @@ class Work:
         return finished_document(folder, wanted, self.audio[0], self.report)
 
     def _is_long(self, recording):
-        with Recording(recording) as opened:
-            long = self.part is not None and opened.duration > self.part
-            if long and self.report:
-                raise ValueError(
-                    f"--report: expected a recording of at most --part {self.part:g} s, "
-                    f"got {opened.duration:.0f} s; the page holds all of the sound."
-                )
+        long = self.part is not None and recording.duration > self.part
+        if long and self.report:
+            raise ValueError(
+                f"--report: expected a recording of at most --part {self.part:g} s, "
+                f"got {recording.duration:.0f} s; the page holds all of the sound."
+            )
         return long
 
     def _in_parts(self, folder, recording, about, progress):
@@ -95,16 +118,21 @@ class Work:
         return Done(compute.write_results(folder, pieces, self.audio, **about), new=True)
 
     def _at_once(self, folder, recording, about, progress):
-        samples, rate = read_audio(recording)
+        samples, rate = recording.checked(), recording.sample_rate
         truth = read_references(self.references, self.num_instruments, samples.shape[1], rate)
         compute = start_jax(self.backend)
         request = self._request(progress) | {"training": self.training}
         pieces = compute.separate_at_once(samples, rate, self.num_instruments, folder, **request)
         document, scores = compute.write_results(folder, pieces, self.audio, **about), None
+        missing = ""
         if self.report:
-            names = [path.stem for path in self.references]
-            scores = compute.write_page(folder, folder / "report.html", truth, names, progress)
-        return Done(document, new=True, scores=scores)
+            names, page = [path.stem for path in self.references], folder / "report.html"
+            try:
+                scores = compute.write_page(folder, page, truth, names, progress)
+            except Exception as error:  # the page can be made again, and the results may have taken hours
+                page.unlink(missing_ok=True)
+                missing = sentence(error)
+        return Done(document, new=True, scores=scores, missing=missing)
 
     def _request(self, progress):
         fields = ("settings", "dictionary", "seed")

@@ -147,7 +147,9 @@ def _track(instrument, num_instruments, notes):
     used = sorted({event[2].channel for event in events}) or channels[:1]
     setup = [message for channel in used for message in _setup(channel, program)]
     events.sort(key=lambda event: event[:2])
-    track, now = mido.MidiTrack([name, *setup]), 0
+    # Further instruments than channels have those of another port.
+    port = mido.MetaMessage("midi_port", port=instrument // len(_CHANNELS))
+    track, now = mido.MidiTrack([name, *[port] * (port.port > 0), *setup]), 0
     for tick, _, message in events:
         track.append(message.copy(time=tick - now))
         now = tick

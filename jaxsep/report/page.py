@@ -12,7 +12,7 @@ import numpy as np
 import soundfile
 from PIL import Image
 
-from jaxsep.audio import resample
+from jaxsep.audio import loudest_alone, mono, resample
 from jaxsep.notes.notes import Note, find_notes
 from jaxsep.progress import Progress
 from jaxsep.report.spectrograms import RANGE, audible_bins, levels
@@ -27,6 +27,9 @@ _LOSSLESS_BYTES = 5_500_000
 
 #: The rates of MP3 in Hz.
 _MP3_RATES = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000)
+
+#: The largest rate of FLAC in Hz, and the channels that a page plays.
+_LARGEST_FLAC_RATE, _MAX_PLAYED = 655_350, 2
 
 #: A residual is silence if it is further below the mixture, in dB.
 _SILENCE = -70
@@ -53,11 +56,10 @@ def write_page(
     """
     with progress.stage("report", 1) as advance:
         results, scores = read_results(folder), None
-        # Silence cannot be measured.
-        if truth is not None and results.stems.any(axis=(1, 2)).all():
-            stems = results.stems.mean(axis=1)[:, : truth.shape[1]]
+        if truth is not None:
+            stems = np.stack([mono(stem) for stem in results.stems])[:, : truth.shape[1]]
             scores = evaluation_document(truth, stems, names, results.document["stems"])
-        target.write_text(listening_page(results, scores), encoding="utf-8")
+        target.write_text(listening_page(results, scores), encoding="utf-8", errors="backslashreplace")
         advance()
     return scores
 
@@ -99,6 +101,7 @@ def listening_page(results: Results, scores: dict[str, Any] | None = None) -> st
         harmonics=np.asarray(results.dictionary.harmonics).tolist(),
         num_notes=len(notes),
         scores=scores,
+        figure=lambda value: "—" if value is None else f"{value:.1f}",
         data=_data(results, tracks, notes, duration, bins),
         edge=50 / max(1, len(mixture) - 1),
     )
@@ -136,14 +139,19 @@ def _template():
 
 def _encoded(tracks, sample_rate):
     """Media type, and each track in base64."""
+    if len(tracks[0]) > _MAX_PLAYED:  # channels, of all tracks alike
+        loudest = loudest_alone(tracks[0])
+        take = slice(None) if loudest is None else [loudest]
+        tracks = [samples[take].mean(axis=0, keepdims=True) for samples in tracks]
     # Stems can be louder than the mixture; one factor for all keeps them comparable.
     peak = max(1.0, *(float(np.abs(samples).max()) for samples in tracks))
     tracks = [(samples / peak).astype(np.float32) for samples in tracks]
-    encoded = [_written(samples, sample_rate, "FLAC", "PCM_16") for samples in tracks]
+    lossless = sample_rate <= _LARGEST_FLAC_RATE
+    encoded = [_written(samples, sample_rate, "FLAC", "PCM_16") for samples in tracks] if lossless else []
     media = "audio/flac"
-    if sum(map(len, encoded)) > _LOSSLESS_BYTES:
+    if not lossless or sum(map(len, encoded)) > _LOSSLESS_BYTES:
         rate = sample_rate if sample_rate in _MP3_RATES else 48000
-        tracks = [resample(samples[:2], sample_rate, rate) for samples in tracks]
+        tracks = [resample(samples, sample_rate, rate) for samples in tracks]
         encoded = [_written(np.clip(samples, -1, 1), rate, "MP3", "MPEG_LAYER_III") for samples in tracks]
         media = "audio/mpeg"
     return media, [base64.b64encode(data).decode("ascii") for data in encoded]

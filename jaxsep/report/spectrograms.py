@@ -14,7 +14,7 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 
-from jaxsep.audio import check_samples, resample
+from jaxsep.audio import check_samples, mono, resample
 from jaxsep.report.kinds import KINDS
 from jaxsep.separation.chunks import ANALYSIS_RATE
 from jaxsep.signal.axes import LinearAxis, LogAxis
@@ -82,7 +82,8 @@ def spectrogram_figure(
     axes = figure.add_subplot()
     seconds = np.shape(samples)[-1] / sample_rate
     picture = draw_levels(axes, values, axis, seconds, float(values.max()), audible_bins(values))
-    heading = "   ".join(filter(None, (title, KINDS[kind])))
+    # Names may be bytes that are no text.
+    heading = "   ".join(filter(None, (title, KINDS[kind]))).encode("utf-8", "backslashreplace").decode()
     axes.set_title(heading, loc="left", fontsize=10, parse_math=False)
     bar = figure.colorbar(picture, ax=axes, pad=0.01, aspect=40)
     bar.set_label("dB relative to the loudest", fontsize=9)
@@ -98,17 +99,17 @@ def levels(
 
     Recordings of more than two minutes have several frames in one column, which shows the loudest.
     """
-    mono = np.atleast_2d(np.asarray(samples, np.float32)).mean(axis=0)
-    mono = jnp.asarray(resample(mono, sample_rate, ANALYSIS_RATE))
-    stft = GaussianSTFT(hop=int(np.clip(mono.size // MAX_COLUMNS, 512, 4096)))
-    num_frames = stft.num_frames(mono.size)
+    one = mono(np.atleast_2d(np.asarray(samples, np.float32)))
+    one = jnp.asarray(resample(one, sample_rate, ANALYSIS_RATE))
+    stft = GaussianSTFT(hop=int(np.clip(one.size // MAX_COLUMNS, 512, 4096)))
+    num_frames = stft.num_frames(one.size)
     pooled = min(2 ** math.ceil(math.log2(max(1, num_frames / MAX_COLUMNS))), _CHUNK)
     if kind == "cqt":
-        frames = constant_q_spectrogram(mono, sample_rate=float(ANALYSIS_RATE), hop=stft.hop)
+        frames = constant_q_spectrogram(one, sample_rate=float(ANALYSIS_RATE), hop=stft.hop)
         columns = _pool(jnp.pad(frames, ((0, -num_frames % pooled), (0, 0))), pooled)
     else:
         starts = jnp.arange(0, num_frames, _CHUNK)
-        chunks = [np.asarray(_columns(mono, first, stft, kind, pooled)) for first in starts]
+        chunks = [np.asarray(_columns(one, first, stft, kind, pooled)) for first in starts]
         columns = np.concatenate(chunks)[: -(-num_frames // pooled)]
     return 20 * np.log10(np.maximum(np.asarray(columns), np.finfo(np.float32).tiny))
 

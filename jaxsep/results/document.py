@@ -65,11 +65,16 @@ def separation_document(
         "seconds": {name: round(seconds, 3) for name, seconds in separation.seconds.items()},
         "frame_spacing_s": float(separation.times[1] - separation.times[0]),
         "num_tones": int(np.count_nonzero(separation.tones.active)),
-        "restart_losses": [float(loss) for loss in separation.restart_losses],
-        "cost_trace": [float(cost) for cost in separation.cost_trace],
-        "mean_loss": float(np.mean(separation.loss)),
+        "restart_losses": [_finite(loss) for loss in separation.restart_losses],
+        "cost_trace": [_finite(cost) for cost in separation.cost_trace],
+        "mean_loss": _finite(np.mean(separation.loss)),
         "sure_frames": _part_sure(separation.confidence),
     }
+
+
+def _finite(value):
+    """A number, or None for one that JSON has not."""
+    return float(value) if np.isfinite(value) else None
 
 
 def _part_sure(confidence):
@@ -97,26 +102,37 @@ def evaluation_document(
 
     Returns: for `gain`, the measure that forgives a constant gain, and `filter_512`, the one that forgives a
     filter of 512 taps, the `permutation` (the index of the estimate that belongs to each reference) and SDR,
-    SIR and SAR in the order of the references; and the `si_sdr` of the pairs of `gain`.
+    SIR and SAR in the order of the references; and the `si_sdr` of the pairs of `gain`. Figures of a silent
+    estimate, and those that are not finite, are None.
     """
+    silent = ~np.any(estimates, axis=1)
+    # Figures of an estimate do not depend on the others: one that has none is like all references alike.
+    estimates = np.where(silent[:, None], np.sum(references, axis=0), estimates)
     with jax.enable_x64(True):
         references, estimates = (jnp.asarray(np.asarray(x, np.float64)) for x in (references, estimates))
         gain = sdr_sir_sar_gain(references, estimates)
         filtered = sdr_sir_sar_filter(references, estimates, filter_length=512)
         pairs = zip(references, estimates[gain.permutation], strict=True)
-        invariant = [float(si_sdr(*pair)) for pair in pairs]
+        invariant = [si_sdr(*pair) for pair in pairs]
     return {
         "format": "jaxsep evaluation",
         "version": 1,
         "references": list(reference_names),
         "estimates": list(estimate_names),
         "samples": references.shape[1],
-        "gain": _scores(gain),
-        "filter_512": _scores(filtered),
-        "si_sdr": invariant,
+        "gain": _scores(gain, silent),
+        "filter_512": _scores(filtered, silent),
+        "si_sdr": _figures(invariant, gain.permutation, silent),
         "versions": versions(),
     }
 
 
-def _scores(scores):
-    return {name: getattr(scores, name).tolist() for name in ("permutation", "sdr", "sir", "sar")}
+def _scores(scores, silent):
+    figures = {
+        name: _figures(getattr(scores, name), scores.permutation, silent) for name in ("sdr", "sir", "sar")
+    }
+    return {"permutation": scores.permutation.tolist(), **figures}
+
+
+def _figures(values, permutation, silent):
+    return [None if silent[n] else _finite(x) for x, n in zip(values, np.asarray(permutation), strict=True)]

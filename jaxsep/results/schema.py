@@ -9,7 +9,10 @@ __all__ = ["read_document", "to_json"]
 
 def to_json(document: dict[str, Any] | list[dict[str, Any]]) -> str:
     """Text of a document; a number that is not finite raises `ValueError`, as JSON has none."""
-    return json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    text = json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    return text.encode(
+        "utf-8", "backslashreplace"
+    ).decode()  # bytes of names that are no text, as JSON has them
 
 
 def read_document(folder: Path) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """What a separation leaves in its folder."""
 
 from collections.abc import Iterable
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 import soundfile
 
 from jaxsep.audio import FORMATS
+from jaxsep.files import AudioError, native, write_reason
 from jaxsep.notes.formats import write_note_files
 from jaxsep.notes.notes import find_notes
 from jaxsep.results.document import separation_document
@@ -79,16 +81,19 @@ class Tracks:
     def append(self, mixture: np.ndarray, stems: np.ndarray, sample_rate: int) -> None:
         """A piece of the mixture, `[samples]` or `[channels, samples]`, and of the stems."""
         tracks = [np.atleast_2d(track) for track in (mixture, *stems)]
+        if not all(np.isfinite(track).all() for track in tracks):
+            raise ValueError("the stems are not finite; other settings, or another seed, may help.")
         if not self._drafts:
             names = ["mixture", *(f"stem-{number}" for number in range(1, len(tracks)))]
             options = {"samplerate": sample_rate, "channels": len(tracks[0])}
             for path in (self._folder / f"{name}{self._suffix}" for name in names):
                 self._drafts[path] = soundfile.SoundFile(
-                    _draft(path), "w", format="RF64", subtype="FLOAT", **options
+                    native(_draft(path)), "w", format="RF64", subtype="FLOAT", **options
                 )
         for draft, track in zip(self._drafts.values(), tracks, strict=True):
             self._peak = max(self._peak, float(np.abs(track).max()))
-            draft.write(track.T)
+            with self._telling():
+                draft.write(track.T)
 
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
         for draft in self._drafts.values():
@@ -97,19 +102,30 @@ class Tracks:
             return
         gain = 1.0 if self._subtype == "FLOAT" or self._peak <= 1 else 1 / self._peak
         for path in self._drafts:
-            self._convert(path, gain)
+            with self._telling():
+                self._convert(path, gain)
             _draft(path).unlink()
         mixture, *stems = (path.name for path in self._drafts)
         decibels = round(20 * float(np.log10(gain)), 3)
         self.written = {"mixture": mixture, "stems": stems, "gain_db": decibels}
 
+    @contextmanager
+    def _telling(self):
+        """Says why nothing can be written, which libsndfile does not."""
+        try:
+            yield
+        except soundfile.SoundFileError as error:
+            raise AudioError(
+                f"The results cannot be written: {write_reason(error, self._folder)}."
+            ) from error
+
     def _convert(self, path, gain):
-        with soundfile.SoundFile(_draft(path)) as draft:
+        with soundfile.SoundFile(native(_draft(path))) as draft:
             # What is longer than WAV can say is RF64, which most programs read as well.
             large = path.suffix == ".wav" and draft.frames * draft.channels * 4 > _LARGEST_WAV
             kind = "RF64" if large else FORMATS[path.suffix].kind
             options = {"samplerate": draft.samplerate, "channels": draft.channels, "subtype": self._subtype}
-            with soundfile.SoundFile(path, "w", format=kind, **options) as target:
+            with soundfile.SoundFile(native(path), "w", format=kind, **options) as target:
                 for block in draft.blocks(2**18, dtype="float32"):
                     # Rounding may pass full scale.
                     target.write(np.clip(gain * block, -1, 1) if gain < 1 else block)

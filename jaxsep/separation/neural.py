@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from jaxsep.audio import resample
+from jaxsep.audio import mono, resample
 from jaxsep.neural.checkpoint import load_checkpoint
 from jaxsep.neural.imitation import Guide
 from jaxsep.neural.loop import STEPS_PER_LINE, train
@@ -22,7 +22,7 @@ from jaxsep.neural.training import Trainer, TrainingState
 from jaxsep.numerics.devices import num_chunks, over_chunks
 from jaxsep.progress import Progress
 from jaxsep.separation.chunks import analyse_chunk, excerpt_of, overlap_into, total_power
-from jaxsep.separation.result import Separation, check_request
+from jaxsep.separation.result import Separation, check_request, level_of
 from jaxsep.separation.separate import separate
 from jaxsep.tones.dictionary import Dictionary
 from jaxsep.tones.tones import Tones
@@ -50,8 +50,8 @@ class NeuralStems(eqx.Module):
 
 def separate_neural(
     samples: Float[np.ndarray | Array, "*channels samples"],
-    sample_rate: int,
-    num_instruments: int,
+    sample_rate: int | np.integer,
+    num_instruments: int | np.integer,
     *,
     settings: NeuralSettings = NeuralSettings.small(),
     dictionary: Dictionary | None = None,
@@ -97,7 +97,7 @@ def separate_neural(
         (1, 2000)
     """
     samples = np.asarray(samples)
-    check_request(samples, sample_rate, num_instruments, dictionary)
+    sample_rate, num_instruments = check_request(samples, sample_rate, num_instruments, dictionary)
     if minutes is not None and not 0 < minutes < float("inf"):
         raise ValueError(f"minutes: expected a number above 0, got {minutes!r}")
     if resume and checkpoint is None:
@@ -105,13 +105,16 @@ def separate_neural(
     if checkpoint is not None and not resume and os.path.lexists(checkpoint):
         raise ValueError(f"checkpoint: {checkpoint} exists; resume it, or name another file")
     trainer, progress = Trainer(settings, num_instruments), progress or Progress()
-    channels = np.atleast_2d(samples).astype(np.float32)
+    level = level_of(samples)
+    channels = (np.atleast_2d(samples) / level).astype(np.float32)
     analysed = np.ascontiguousarray(resample(channels, sample_rate, settings.rate))
     seconds, begin = {}, time.perf_counter()
 
-    peak = spectral_peak(analysed.mean(axis=0), trainer)
-    mono = jnp.asarray(analysed.mean(axis=0) / peak)
-    source = hashlib.sha256(np.asarray(mono).tobytes()).hexdigest()
+    peak = spectral_peak(mono(analysed), trainer)
+    if not peak > 0:
+        raise ValueError("samples: expected sound that the transform sees, got none")
+    one = jnp.asarray(mono(analysed) / peak)
+    source = hashlib.sha256(np.asarray(one).tobytes()).hexdigest()
     if resume:
         state = load_checkpoint(checkpoint, trainer, source)
     else:
@@ -119,7 +122,7 @@ def separate_neural(
     guide = None
     if int(state.step) < settings.imitation:
         pursued = separate(
-            channels.mean(axis=0),
+            mono(channels),
             sample_rate,
             num_instruments,
             dictionary=dictionary,
@@ -136,7 +139,7 @@ def separate_neural(
         state = train(
             trainer,
             state,
-            mono,
+            one,
             guide=guide,
             minutes=minutes,
             checkpoint=checkpoint,
@@ -150,14 +153,14 @@ def separate_neural(
     with progress.stage("prediction", total) as advance:
         found = predict_stems(trainer, state, analysed / peak, advance)
     seconds["prediction"] = time.perf_counter() - begin
-    return _separation(found, state, trainer, peak, samples, sample_rate, seconds)
+    return _separation(found, state, trainer, peak, samples, sample_rate, seconds).louder(level)
 
 
-def spectral_peak(mono: Float[np.ndarray, " samples"], trainer: Trainer) -> float:
+def spectral_peak(samples: Float[np.ndarray, " samples"], trainer: Trainer) -> float:
     """The largest magnitude in the spectrogram, by which a recording is divided."""
     stft = trainer.stft
-    run = lambda frames, _: _loudest(jnp.asarray(excerpt_of(mono, stft, int(frames[0]))), stft)
-    return float(max(over_chunks(run, stft.num_frames(mono.size))))
+    run = lambda frames, _: _loudest(jnp.asarray(excerpt_of(samples, stft, int(frames[0]))), stft)
+    return float(max(over_chunks(run, stft.num_frames(samples.size))))
 
 
 @eqx.filter_jit
@@ -173,7 +176,7 @@ def predict_stems(
 ) -> NeuralStems:
     """Stems of a recording at the settings' rate, scaled as in training; `advance` is called after chunks."""
     stft, several = trainer.stft, len(channels) > 1
-    tracks = np.concatenate([channels.mean(axis=0)[None], channels]) if several else channels
+    tracks = np.concatenate([mono(channels)[None], channels]) if several else channels
     num_frames = stft.num_frames(tracks.shape[1])
     stems = np.zeros((2, trainer.num_instruments, *tracks.shape), np.float32)
     frames = []

@@ -2,21 +2,27 @@
 
 import dataclasses
 import itertools
+import warnings
 from collections.abc import Sequence
+from typing import Any
 
 import equinox as eqx
 import jax
 import numpy as np
 from jaxtyping import Bool, Float
 
-from jaxsep.audio import check_samples
+from jaxsep.audio import check_samples, loudest_alone
+from jaxsep.files import AudioWarning
 from jaxsep.tones.dictionary import Dictionary
 from jaxsep.tones.tones import Tones
 
-__all__ = ["Separation", "check_request"]
+__all__ = ["Separation", "check_request", "level_of"]
 
 #: Seconds of a window, the shortest recording.
 _WINDOW = 0.256
+
+#: The smallest peak that float32 has room below for, and how many doublings up or down are ordinary.
+_FAINTEST, _ORDINARY = 1e-30, 20
 
 #: More instruments than anyone can tell apart blindly: surely a mistake.
 _MAX_INSTRUMENTS = 16
@@ -66,6 +72,13 @@ class Separation(eqx.Module):
         fields = lambda s: (s.tones, s.times, s.loss, s.confidence)
         return eqx.tree_at(fields, self, jax.tree.map(lambda x: np.asarray(x)[chosen], fields(self)))
 
+    def louder(self, factor: float) -> "Separation":
+        """What would have been found in the samples times a factor."""
+        if factor == 1:
+            return self
+        fields = lambda s: (s.stems, s.tones.amplitude)
+        return eqx.tree_at(fields, self, jax.tree.map(lambda x: x * np.float32(factor), fields(self)))
+
     @classmethod
     def joined(cls, parts: Sequence["Separation"]) -> "Separation":
         """The findings of all parts as those of one; times of their stages are added up.
@@ -81,15 +94,24 @@ class Separation(eqx.Module):
         return dataclasses.replace(first, seconds=seconds)
 
 
+def level_of(samples: np.ndarray) -> float:
+    """What extreme samples are divided by so that float32 has room for their squares: a power of 2."""
+    exponent = int(np.frexp(np.abs(samples).max())[1])
+    return 1.0 if abs(exponent) <= _ORDINARY else 2.0**exponent
+
+
 def check_request(
-    samples: np.ndarray, sample_rate: int, num_instruments: int, dictionary: Dictionary | None
-) -> None:
-    """Refuses what cannot be separated, with one sentence.
+    samples: np.ndarray, sample_rate: Any, num_instruments: Any, dictionary: Dictionary | None
+) -> tuple[int, int]:
+    """Refuses what cannot be separated, with one sentence; returns rate and number of instruments as `int`.
 
     Raises: `ValueError` for samples that are not finite, silent or shorter than a window, for a number of
     instruments out of range, and for a dictionary of another number of instruments or impossible values.
+    Warns where channels cancel each other.
     """
     check_samples(samples, sample_rate)
+    if not isinstance(num_instruments, int | np.integer):
+        raise ValueError(f"num_instruments: expected an integer, got {num_instruments!r}")
     if num_instruments < 1:
         raise ValueError(f"num_instruments: expected at least 1, got {num_instruments}")
     if num_instruments > _MAX_INSTRUMENTS:
@@ -99,10 +121,18 @@ def check_request(
             f"samples: expected at least one window of {_WINDOW:.3f} s, "
             f"got {samples.shape[-1] / sample_rate:.3f} s"
         )
-    if dictionary is None:
-        return
-    dictionary.check()
-    if dictionary.num_instruments != num_instruments:
-        raise ValueError(
-            f"dictionary: expected {num_instruments} instruments, got {dictionary.num_instruments}"
+    if not _FAINTEST <= (peak := float(np.abs(samples).max())) <= 1 / _FAINTEST:
+        raise ValueError(f"samples: expected a peak between 1e-30 and 1e30, got {peak:.3g}")
+    if dictionary is not None:
+        dictionary.check()
+        if dictionary.num_instruments != num_instruments:
+            raise ValueError(
+                f"dictionary: expected {num_instruments} instruments, got {dictionary.num_instruments}"
+            )
+    if samples.ndim > 1 and (loudest := loudest_alone(samples)) is not None:
+        warnings.warn(
+            f"the channels cancel each other; the loudest one, channel {loudest + 1}, is analysed alone.",
+            AudioWarning,
+            stacklevel=3,
         )
+    return int(sample_rate), int(num_instruments)

@@ -7,6 +7,7 @@ other, with one dictionary, in memory that does not grow with it.
 import math
 import os
 from collections.abc import Iterator
+from contextlib import nullcontext
 
 import equinox as eqx
 import numpy as np
@@ -16,7 +17,7 @@ from jaxsep.audio import Recording, resample
 from jaxsep.progress import Progress
 from jaxsep.search.voices import VoiceModel
 from jaxsep.separation.chunks import ANALYSIS_RATE
-from jaxsep.separation.result import Separation, check_request
+from jaxsep.separation.result import Separation, check_request, level_of
 from jaxsep.separation.settings import SeparationSettings
 from jaxsep.separation.stages import Part, Stages
 from jaxsep.tones.dictionary import Dictionary
@@ -35,8 +36,8 @@ _EXCERPTS, _EXCERPT = 4, 16
 
 def separate(
     samples: Float[np.ndarray | Array, "*channels samples"],
-    sample_rate: int,
-    num_instruments: int,
+    sample_rate: int | np.integer,
+    num_instruments: int | np.integer,
     *,
     settings: SeparationSettings = SeparationSettings(),
     voices: VoiceModel = VoiceModel(),
@@ -72,17 +73,18 @@ def separate(
         ((2, 44100), True)
     """
     samples = np.asarray(samples)
-    check_request(samples, sample_rate, num_instruments, dictionary)
-    stages = Stages(settings, progress)
-    part = Part.whole(np.atleast_2d(samples).astype(np.float32), sample_rate)
+    sample_rate, num_instruments = check_request(samples, sample_rate, num_instruments, dictionary)
+    stages, level = Stages(settings, progress), level_of(samples)
+    part = Part.whole((np.atleast_2d(samples) / level).astype(np.float32), sample_rate)
     spectra = stages.spectra(part.analysed)
     found = stages.explain(part, spectra, stages.survey(spectra, num_instruments, dictionary, voices, key))
-    return eqx.tree_at(lambda s: s.stems, found, found.stems.reshape(num_instruments, *samples.shape))
+    found = eqx.tree_at(lambda s: s.stems, found, found.stems.reshape(num_instruments, *samples.shape))
+    return found.louder(level)
 
 
 def separate_parts(
-    path: str | os.PathLike,
-    num_instruments: int,
+    path: str | os.PathLike | Recording,
+    num_instruments: int | np.integer,
     *,
     seconds: float = 120.0,
     settings: SeparationSettings = SeparationSettings(),
@@ -99,7 +101,7 @@ def separate_parts(
     after greedy search, and after the full one all but the same: paths of nearly equal cost may differ.
 
     Arguments:
-        path: the recording.
+        path: the recording, or its file.
         num_instruments: at least 1.
         seconds: greatest length of a part, at least 1; the parts have equal lengths, in whole seconds.
         settings, voices, dictionary, progress, key: as for `separate`.
@@ -123,11 +125,16 @@ def separate_parts(
         raise ValueError(f"seconds: expected at least 1, got {seconds}")
     progress = progress or Progress()
     stages = Stages(settings, progress)
-    with Recording(path) as recording:
+    with nullcontext(path) if isinstance(path, Recording) else Recording(path) as recording:
         excerpts = [recording.read(start, start + _EXCERPT) for start in _loudest(recording.energies())]
         for excerpt in excerpts:
             sounding = excerpt[:, : recording.num_samples]
-            check_request(sounding, recording.sample_rate, num_instruments, dictionary)
+            _, num_instruments = check_request(sounding, recording.sample_rate, num_instruments, dictionary)
+            if level_of(sounding) != 1:
+                raise ValueError(
+                    "samples: expected a peak between 1e-6 and 1e6 of a recording in parts, "
+                    f"got {np.abs(sounding).max():.3g}"
+                )
         analysed = [resample(excerpt, recording.sample_rate, ANALYSIS_RATE) for excerpt in excerpts]
         spectra = np.concatenate([stages.spectra(excerpt) for excerpt in analysed])
         survey = stages.settled(spectra, stages.survey(spectra, num_instruments, dictionary, voices, key))

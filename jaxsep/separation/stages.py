@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, PRNGKeyArray
 
-from jaxsep.audio import resample
+from jaxsep.audio import mono, resample
 from jaxsep.blasso.decompose import decompose
 from jaxsep.learning.learner import DictionaryLearner
 from jaxsep.learning.restarts import learn_dictionaries
@@ -96,11 +96,11 @@ class Stages:
         self.pursuit = TonePursuit(LiftedLoss(self.axis), settings.tones_per_instrument)
 
     def spectra(self, samples: Float[np.ndarray, "channels samples"]) -> Float[np.ndarray, "frames bins"]:
-        """Log-frequency spectrogram of the average of channels at the analysis rate."""
+        """Log-frequency spectrogram of the average of channels (`mono`) at the analysis rate."""
         peaks = PeakPursuit.full() if self.settings.full_peaks else PeakPursuit()
         total = num_chunks(self.stft.num_frames(samples.shape[1]))
         with self.clock("spectrogram"), self.progress.stage("log-frequency spectrogram", total) as advance:
-            return log_spectra(samples.mean(axis=0), self.stft, self.axis, peaks, advance)
+            return log_spectra(mono(samples), self.stft, self.axis, peaks, advance)
 
     def survey(
         self,
@@ -112,6 +112,8 @@ class Stages:
     ) -> Survey:
         """Dictionaries learned from spectra, unless one is given; it stays as it is."""
         peak = float(spectra.max())
+        if not peak > 0:
+            raise ValueError("samples: expected sound that lasts, within the range of hearing, got none")
         if dictionary is not None:
             dictionary = dictionary if self.settings.timbre else dictionary.plain
             return Survey((dictionary,), False, (), voices, peak)
