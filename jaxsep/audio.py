@@ -34,6 +34,7 @@ __all__ = [
 ]
 
 _Mono = Float32[np.ndarray, " samples"]
+_Rate = int | float | np.integer
 
 _FLOATING_SUBTYPES = ("FLOAT", "DOUBLE")
 #: Energy of the average of channels, relative to theirs, below which they are taken to cancel each other.
@@ -88,7 +89,7 @@ def read_audio(
         return recording.checked(allow_silence), recording.sample_rate
 
 
-def check_samples(samples: ArrayLike, sample_rate: int | float, name: str = "samples") -> None:
+def check_samples(samples: ArrayLike, sample_rate: _Rate, name: str = "samples") -> None:
     """Check that an array can be processed as a recording.
 
     Arguments:
@@ -108,7 +109,7 @@ def check_samples(samples: ArrayLike, sample_rate: int | float, name: str = "sam
 
 
 def resample(
-    samples: Float[np.ndarray, "*channels samples"], rate_in: int, rate_out: int
+    samples: Float[np.ndarray, "*channels samples"], rate_in: _Rate, rate_out: _Rate
 ) -> Float[np.ndarray, "*channels resampled"]:
     """Resample every channel by band-limited interpolation (SoX resampler, quality VHQ).
 
@@ -137,7 +138,7 @@ def resample(
 
 
 def write_audio(
-    path: str | os.PathLike, samples: ArrayLike, sample_rate: int, *, subtype: str | None = None
+    path: str | os.PathLike, samples: ArrayLike, sample_rate: _Rate, *, subtype: str | None = None
 ) -> None:
     """Write a WAV or FLAC file, which appears under its name only when it is complete.
 
@@ -343,7 +344,7 @@ def _check_array(samples: np.ndarray, name: str) -> None:
         raise ValueError(f"{name}: expected float32 or float64 with full scale 1, got {samples.dtype}")
 
 
-def _check_rate(rate: int | float, name: str) -> None:
+def _check_rate(rate: _Rate, name: str) -> None:
     if not (rate > 0 and rate % 1 == 0):
         raise ValueError(f"{name}: expected a whole number of Hz above 0, got {rate}")
     if rate >= 2**31:

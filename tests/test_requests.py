@@ -67,10 +67,10 @@ class TestNumbers:
 
     @pytest.mark.parametrize("number", [2.0, "2", None])
     def test_other_numbers_are_none(self, number):
-        with pytest.raises(ValueError, match="^num_instruments: expected an integer, got"):
+        with pytest.raises(ValueError, match=r"^num_instruments: expected an integer, got"):
             check_request(SOUND, RATE, number, None)
 
-    @pytest.mark.parametrize("rate", [2**31, 1e12])
+    @pytest.mark.parametrize("rate", [2**31, 2**40])
     def test_rates_beyond_what_files_can_tell(self, tmp_path, rate):
         for function in (check_samples, lambda samples, rate: write_audio(tmp_path / "a.wav", samples, rate)):
             with pytest.raises(ValueError, match=r"^sample_rate: expected less than 2\*\*31 Hz"):
@@ -85,7 +85,7 @@ class TestNumbers:
 
 
 class TestLevels:
-    @pytest.mark.parametrize("level", [2.0**-98, 2.0**-60, 2.0**70, 2.0**99])
+    @pytest.mark.parametrize("level", [2.0**-95, 2.0**-60, 2.0**70, 2.0**99])
     def test_faint_and_loud(self, level):
         wanted, found = separate(SOUND), separate((SOUND * level).astype(np.float32))
         np.testing.assert_allclose(found.stems / level, wanted.stems, rtol=1e-4, atol=1e-6)
@@ -95,7 +95,7 @@ class TestLevels:
 
     @pytest.mark.parametrize("level", [1e-37, 1e-300, 1e300])
     def test_beyond(self, level):
-        with pytest.raises(ValueError, match="^samples: expected a peak between 1e-30 and 1e30, got"):
+        with pytest.raises(ValueError, match=r"^samples: expected a peak between 1e-30 and 1e30, got"):
             check_request(SOUND.astype(float) * level, RATE, 2, None)
 
     @pytest.mark.parametrize("kind", ["below", "click"])
@@ -105,7 +105,7 @@ class TestLevels:
         if kind == "below":
             samples = 0.5 * np.sin(2 * np.pi * 5 * np.arange(RATE) / RATE)
         with pytest.raises(
-            ValueError, match="^samples: expected sound that lasts, within the range of hearing"
+            ValueError, match=r"^samples: expected sound that lasts, within the range of hearing"
         ):
             separate(samples)
 
