@@ -36,11 +36,9 @@ _CHUNKED = {
 #: Numbers that programs write to a pipe, where they cannot know the length; some add that of the header.
 _UNKNOWN_LENGTHS = (range(0x7FFFF000, 0x80001000), range(0xFFFFF000, 0x100000000))
 
-#: How libsndfile's log tells that a header states more than is there.
-_SHORT = re.compile(
-    r"^\s*(BODY|Data Size|Data length|riff)\b.*should be|^(\*\*\* File s|S)eems to be .*truncated",
-    re.MULTILINE,
-)
+#: How libsndfile's log tells what a header states and what is there, or that not all is.
+_LENGTHS = re.compile(r"^\s*(?:BODY|Data Size|Data length|riff)\W*(\d+) \(?should be (\d+)", re.MULTILINE)
+_SHORT = re.compile(r"^(\*\*\* File s|S)eems to be .*truncated", re.MULTILINE)
 
 #: How the log tells the samples of a channel, where libsndfile overlooks that they are not all there.
 _STATED = re.compile(r"^\s*(?:Frames\s*|Rows : \d+\s+Cols) : (\d+)$", re.MULTILINE)
@@ -50,6 +48,9 @@ _ENDLESS = ("IRCAM", "PAF", "PVF", "SD2", "XI")
 
 #: How files begin that libsndfile reads up to a length of its own estimate: MP3, Ogg.
 _ESTIMATED = re.compile(rb"ID3|OggS|\xff[\xe0-\xff]")
+
+#: Eight bytes with which files begin that are alike in all files of a kind, whatever their length.
+_ALIKE = re.compile(rb"(fLaC|caff|\.snd|riff|RF64)....|....ftyp", re.DOTALL)
 
 #: How damaged files begin that were of sound once.
 _KNOWN = re.compile(rb"ID3|OggS|fLaC|caff|....ftyp|wvpk|TTA1|MAC |\x30\x26\xb2\x75", re.DOTALL)
@@ -98,11 +99,12 @@ def open_sound(path: Path) -> Sound:
             raise AudioError(
                 f"{path} is truncated: {missing} bytes of samples that its header promises are missing."
             )
-        joined = _is_joined(file, head)
-        first_alone = joined and not head.startswith(b"fLaC")
-        if first_alone:
-            _warn(f"{path} holds several recordings one after the other, of which only the first is read.")
-        estimated = _ESTIMATED.match(head) or path.suffix.lower() == ".mp3" or joined > first_alone
+        estimated = _ESTIMATED.match(head) or path.suffix.lower() == ".mp3"
+        if not estimated and _is_joined(file, head):
+            several = f"{path} holds several recordings one after the other"
+            if head.startswith(b"riff"):  # W64, of which libsndfile takes all that follows for samples
+                raise AudioError(f"{several}, expected one.")
+            _warn(f"{several}, of which only the first is read.")
         sound = None if estimated else _by_libsndfile(path, place)
         if sound is not None and sound.is_sure:
             return sound
@@ -174,14 +176,14 @@ def _missing_bytes(file: BinaryIO) -> int:
 
 
 def _is_joined(file: BinaryIO, head: bytes) -> bool:
-    """Whether a file of FLAC or chunks is followed by another one, of which libsndfile knows nothing."""
-    if head.startswith(b"fLaC"):
+    """Whether a file is followed by another of its kind, of which no decoder knows."""
+    if _ALIKE.match(head):
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-            return content.find(head, 1) > 0
+            return content.find(head, 8) > 0
     order, _ = _CHUNKED.get(head[:4], (None, None))
-    if order is None or len(head) < 8:
+    if order is None:
         return False
-    (length,) = struct.unpack(order, head[4:])
+    (length,) = struct.unpack(order, head[4:].ljust(4, b"\0"))
     file.seek(8 + length + length % 2)
     return file.read(4) == head[:4]
 
@@ -207,7 +209,8 @@ class _Libsndfile(Sound):
         log = file.extra_info
         seconds = f"{file.frames / file.samplerate:.3f} s"
         stated = max(map(int, _STATED.findall(log)), default=0)
-        if _SHORT.search(log) or stated > file.frames:
+        short = any(int(there) < int(said) for said, there in _LENGTHS.findall(log))
+        if short or _SHORT.search(log) or stated > file.frames:
             raise AudioError(f"{path} is truncated: its header promises more than the {seconds} in it.")
         if file.format in _ENDLESS:
             _warn(f"{path} does not say how long it should be: {seconds} are there.")
