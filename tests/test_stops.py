@@ -170,6 +170,7 @@ with stoppable(), OutputFolder("out"):
 def test_long_work_in_c_does_not_hold_them(tmp_path):
     process = in_process(LONG_WORK_IN_C, cwd=tmp_path)
     assert process.stdout.readline() == "started\n"
+    time.sleep(1)
     process.send_signal(signal.SIGTERM)
     process.communicate(timeout=30)
     assert process.returncode == 128 + signal.SIGTERM
