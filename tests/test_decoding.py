@@ -272,3 +272,13 @@ def test_no_file_names_another(tmp_path):
     for name in ("a.m3u8", "a.txt"):
         with pytest.raises(AudioError, match="is not audio in a format that can be read"):
             read_audio(tmp_path / name)
+
+
+def test_cut_rf64_that_does_not_count_samples(tmp_path):
+    """As some programs write it: the bytes alone are stated."""
+    path = tmp_path / "a.rf64"
+    soundfile.write(path, NOISE, RATE, format="RF64")
+    content = path.read_bytes()
+    path.write_bytes((content[:36] + bytes(8) + content[44:])[:-1000])
+    with pytest.raises(AudioError, match=r"is truncated: 1000 bytes of samples"):
+        read_audio(path)
