@@ -1,5 +1,6 @@
 """Instruments that were learned an octave or a twelfth too low."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
@@ -10,6 +11,7 @@ __all__ = ["raise_octaves"]
 _NOTHING = 0.01
 
 
+@jax.jit
 def raise_octaves(
     harmonics: Float[Array, "instruments harmonics"],
 ) -> tuple[Float[Array, "instruments harmonics"], Int[Array, " instruments"]]:

@@ -97,6 +97,7 @@ class Dictionary(eqx.Module):
         mixing = (owner[..., None] * shares[..., None, :]).reshape(*owner.shape[:-1], -1)
         return dot(mixing, self.by_pitch.reshape(-1, self.by_pitch.shape[2]))
 
+    @eqx.filter_jit
     def shares(
         self, tones: Tones, axis: LinearAxis | LogAxis | None = None
     ) -> Float[Array, "*tones pitches"]:

@@ -68,10 +68,7 @@ class Tones(eqx.Module):
 
     def in_hz(self, axis: LinearAxis | LogAxis, scale: float | Float[Array, ""] = 1.0) -> "Tones":
         """Fundamentals in Hz instead of bins of an axis, 0 in empty slots, and amplitudes times a scale."""
-        # A tone that drifted far off the axis is silent, but its frequency may not overflow.
-        position = jnp.clip(self.fundamental, -axis.num_bins, 2 * axis.num_bins)
-        hertz = jnp.where(self.active, axis.to_hz(position), 0)
-        return eqx.tree_at(lambda t: (t.amplitude, t.fundamental), self, (scale * self.amplitude, hertz))
+        return _in_hz(self, axis, jnp.asarray(scale, self.amplitude.dtype))
 
     def moved(
         self,
@@ -81,6 +78,14 @@ class Tones(eqx.Module):
         """The same instruments with other parameters, in the order of `parameters_of`."""
         values = (parameters[..., k] for k in range(parameters.shape[-1]))
         return Tones(*values, self.instrument, self.active if active is None else active)
+
+
+@eqx.filter_jit
+def _in_hz(tones, axis, scale):
+    # A tone that drifted far off the axis is silent, but its frequency may not overflow.
+    position = jnp.clip(tones.fundamental, -axis.num_bins, 2 * axis.num_bins)
+    hertz = jnp.where(tones.active, axis.to_hz(position), 0)
+    return eqx.tree_at(lambda t: (t.amplitude, t.fundamental), tones, (scale * tones.amplitude, hertz))
 
 
 def parameters_of(tones: Tones) -> Float[Array, "*frames tones parameters"]:
