@@ -68,8 +68,8 @@ class SeparationSettings:
     )
     timbre: bool = setting(
         True,
-        "whether, at the end of the full search, the harmonics of a learned dictionary may change with the "
-        "pitch; in P1 they do not.",
+        "whether the harmonics may change with the pitch, in the full search: at its end those of a learned "
+        "dictionary, those of a given one where it has a timbre; in P1 they do not.",
         option="--no-timbre",
         help="the same harmonics at every pitch, as in P1.",
     )
