@@ -16,7 +16,7 @@ from jaxsep.pursuit.tone_pursuit import TonePursuit
 from jaxsep.search import alternation as alternation_module
 from jaxsep.search.alternation import Alternation
 from jaxsep.search.hypotheses import deepen, explore, propagate, reselect
-from jaxsep.search.moves import arrange, by_voice, exchanged, from_neighbours, ringing, without
+from jaxsep.search.moves import arrange, exchanged, from_neighbours, ringing, without
 from jaxsep.search.voices import VoiceModel
 from jaxsep.tones.dictionary import Dictionary
 from jaxsep.tones.tones import Tones
@@ -25,6 +25,7 @@ PURSUIT = TonePursuit(LiftedLoss(AXIS), solver=LevenbergMarquardt(1e-4))
 HARMONICS = jnp.asarray(DICTIONARY, jnp.float32)
 INSTRUMENTS = Dictionary(HARMONICS)
 LENGTH = 12
+SPACING = 0.02  # seconds
 
 
 @cache
@@ -135,33 +136,6 @@ def test_a_note_that_rings_on():
     assert sorted([before[1], *now]) in offers
 
 
-def test_by_voice_gives_the_highest_tones_to_the_first():
-    tones = arrange(
-        jax.tree.map(
-            lambda *x: np.concatenate(x),
-            *[sketch((0, 60 + n, 0.5), (1, 100 + n, 0.5)) for n in range(3)],
-            sketch((0, 97, 0.5), None),
-            sketch(None, (1, 63, 0.5)),
-        ),
-        2,
-        1,
-    )
-    voiced = by_voice(tones, 2, 1)
-    assert [notes_of(voiced, n) for n in (0, 3, 4)] == [[(0, 100), (1, 60)], [(0, 97)], [(1, 63)]]
-
-
-def test_by_voice_of_chords():
-    tones = arrange(sketch((0, 60, 0.5), (1, 100, 0.4), (0, 80, 0.3), (1, 120, 0.2)), 2, 2)
-    assert notes_of(by_voice(tones, 2, 2)) == [(0, 100), (0, 120), (1, 60), (1, 80)]
-
-
-def test_by_voice_where_never_all_sound():
-    tones = jax.tree.map(
-        lambda *x: np.concatenate(x), sketch((0, 60, 0.5), None), sketch(None, (1, 100, 0.4))
-    )
-    assert [notes_of(by_voice(tones, 2, 1), n) for n in (0, 1)] == [[(1, 60)], [(0, 100)]]
-
-
 def test_reselection_finds_the_tone_that_is_missing():
     tones = truth()
     moved = tones.fundamental + np.array([20, 0], np.float32)
@@ -250,13 +224,13 @@ def alternated(learn=True, scale=1.0, rounds=1):
     # Instruments that are not quite right.
     start = Dictionary(jnp.asarray(DICTIONARY ** np.array([[0.8], [1.3]]), jnp.float32))
     steps = []
-    result = alternation(PURSUIT, scale * recording(), [start], steps.append)
+    result = alternation(PURSUIT, scale * recording(), [start], SPACING, steps.append)
     return result, len(steps), alternation.num_steps(1), start
 
 
 def test_alternation_finds_the_notes_and_improves_the_dictionary():
     result, steps, most, _ = alternated()
-    # Learned by voice, the instrument of the higher one comes first.
+    # With one sound to begin with, the instrument of the higher one comes first.
     assert np.mean(right(greedy().tones)) < 0.6
     assert np.mean(right(result.tones, order=(1, 0))) > 0.95
     unit = lambda rows: rows / np.linalg.norm(rows, axis=1, keepdims=True)
@@ -268,45 +242,59 @@ def test_alternation_finds_the_notes_and_improves_the_dictionary():
 
 
 @pytest.mark.slow
-def test_the_search_goes_two_ways_and_the_end_that_a_timbre_suits_goes_on(monkeypatch):
-    rounds, ends, tuned = [], [], alternation_module._Frames.tuned
-    spread_out, spread = [], alternation_module._spread
+def test_the_worse_half_of_the_starts_is_dropped_after_each_round(monkeypatch):
+    rounds = []
 
-    def watched(model, spectra, dictionary, found, voices, *rest):
-        rounds.append((len(spectra), round(float(voices.model.register), 3)))
-        return explore(model, spectra, dictionary, found, voices, *rest)
-
-    def dear(self, state):
-        """The first way ends cheaper than the second; a timbre makes it dearer."""
-        ends.append(state)
-        state = tuned(self, state)
-        return eqx.tree_at(lambda s: s.cost, state, state.cost + (len(ends) == 1))
-
-    def watched_spread(tones, *rest):
-        spread_out.append(tones)
-        return spread(tones, *rest)
+    def watched(model, spectra, *rest):
+        rounds.append(len(spectra))
+        return explore(model, spectra, *rest)
 
     monkeypatch.setattr(alternation_module, "explore", watched)
-    monkeypatch.setattr(alternation_module._Frames, "tuned", dear)
-    monkeypatch.setattr(alternation_module, "_spread", watched_spread)
     frames = recording()[::2]
     starts = [INSTRUMENTS, Dictionary(HARMONICS**1.2)]
-    Alternation(rounds=2, spans=(1, 4))(PURSUIT, frames, starts)
+    Alternation(rounds=2, spans=(1, 4))(PURSUIT, frames, starts, 2 * SPACING)
     few, every = len(frames) // 2, len(frames)
-    first = [(few, 0.1)] * 4 + [(few, 0.03)] * 4  # two dictionaries, each by frame and by voice
-    assert rounds == [*first, *[(few, 0.1)] * 2, *[(few, 0.03)] * 2, *[(every, 0.1)] * 2]
-    assert spread_out[0] is ends[1].tones
+    # Two dictionaries and the one sound for all; a round and the last one with all frames.
+    assert rounds == [few] * 3 + [few] * 2 + [every] * 2
 
 
-def test_an_instrument_learned_an_octave_too_low_is_found_at_its_pitch(monkeypatch):
+def test_one_sound_for_all_is_a_start(monkeypatch):
+    # The dictionary given is of no use: both its instruments are a lone partial that nothing here has.
+    useless = np.zeros(DICTIONARY.shape, np.float32)
+    useless[:, -1] = 1
+    result = Alternation(rounds=2, spans=(1, 4))(
+        PURSUIT, recording(), [Dictionary(jnp.asarray(useless))], SPACING
+    )
+    assert max(np.mean(right(result.tones, order)) for order in ((0, 1), (1, 0))) > 0.9
+
+
+def test_tails_are_not_searched_for_notes():
+    # The first instrument rests in the second half, but for what rings on there.
+    notes = [pair if frame < 2 * LENGTH else pair[1:] for frame, pair in enumerate(melody())]
+    dry = np.stack([render_notes(n) for n in notes]).astype(np.float32)
+    wet = dry.copy()
+    for frame in range(2 * LENGTH, len(wet)):
+        fade = 0.5 * 0.8 ** (frame - 2 * LENGTH)
+        wet[frame] += fade * render_notes([melody()[2 * LENGTH - 1][0]]).astype(np.float32)
+    alternation = Alternation(rounds=1, spans=(1, 4), learn=False)
+    found = alternation(PURSUIT, wet, [INSTRUMENTS], SPACING, dry=dry)
+    resting = found.tones.active[2 * LENGTH + 6 :] & (found.tones.instrument[2 * LENGTH + 6 :] == 0)
+    assert np.mean(resting.any(axis=1)) < 0.2
+    assert np.mean(right(found.tones)[: 2 * LENGTH]) > 0.9
+
+
+def test_an_instrument_learned_an_octave_too_low_is_raised():
     low = np.zeros(DICTIONARY.shape)
     low[:, 1::2] = DICTIONARY[:, :4]
-    start = Dictionary(jnp.asarray([DICTIONARY[0], low[1]], jnp.float32))
-    # Without the start by voice, which learns the instruments anew.
-    monkeypatch.setattr(alternation_module, "_several_voices", lambda state: False)
-    result = Alternation(rounds=1, spans=(1, 4))(PURSUIT, recording(), [start])
-    assert np.mean(right(result.tones)) > 0.9
-    np.testing.assert_allclose(result.dictionary.harmonics, DICTIONARY, atol=0.1)
+    rows = Dictionary(jnp.asarray([DICTIONARY[0], low[1]], jnp.float32))
+    lowered = truth().fundamental - np.array([0, OCTAVE], np.float32)
+    tones = eqx.tree_at(lambda t: t.fundamental, truth(), lowered)
+    tick = lambda: None
+    frames = alternation_module._Frames(PURSUIT, recording(), (1,), SPACING, VoiceModel(), 1.0, tick)
+    learned = frames.learned(tones, rows)
+    assert np.mean(right(learned.tones)) > 0.9
+    again = frames.learned(learned.tones, learned.dictionary)  # with the harmonics that it had no row for
+    np.testing.assert_allclose(again.dictionary.harmonics, DICTIONARY, atol=0.1)
 
 
 def test_a_given_dictionary_stays():
@@ -319,7 +307,7 @@ def test_a_given_dictionary_stays():
 
 def test_silence_has_no_tones():
     silence = np.zeros((6, AXIS.num_bins), np.float32)
-    result = Alternation(rounds=1, spans=(1,))(PURSUIT, silence, [INSTRUMENTS])
+    result = Alternation(rounds=1, spans=(1,))(PURSUIT, silence, [INSTRUMENTS], SPACING)
     assert not result.tones.active.any()
     np.testing.assert_array_equal(result.loss, 0)
     assert np.all(np.isfinite(result.cost_trace))
@@ -329,6 +317,6 @@ def test_silence_has_no_tones():
 def test_more_instruments_than_tones():
     few = recording()[:3]
     rows = Dictionary(jnp.concatenate([HARMONICS, HARMONICS[:1] ** 2]))
-    result = Alternation(rounds=1, spans=(1,))(PURSUIT, few, [rows, rows])
+    result = Alternation(rounds=1, spans=(1,))(PURSUIT, few, [rows, rows], SPACING)
     assert result.tones.capacity == 6
     assert np.all(np.isfinite(result.loss))

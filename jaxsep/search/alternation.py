@@ -1,5 +1,6 @@
 """Alternating minimisation over a whole recording: tones of all frames, then the dictionary, and again."""
 
+import dataclasses
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
@@ -14,7 +15,8 @@ from jaxsep.learning.octaves import raise_octaves
 from jaxsep.pursuit.recording import Hypotheses, pursue, refit
 from jaxsep.pursuit.refinement import ToneFit
 from jaxsep.search.hypotheses import LEAST_SCALE, Exploration, cheapest, explore, moves, propagate
-from jaxsep.search.moves import arrange, by_voice, ringing
+from jaxsep.search.moves import arrange, ringing
+from jaxsep.search.streams import Streaming, stream
 from jaxsep.search.voices import VoiceModel, Voices
 from jaxsep.tones.dictionary import Dictionary
 from jaxsep.tones.tones import Tones
@@ -27,10 +29,6 @@ Finder = Callable[[ToneFit, np.ndarray, Array, Callable[[], None]], Hypotheses]
 
 #: Distances, in frames, over which notes may ring on in the last round.
 _RINGING = (1, 2, 4, 6)
-
-#: Parts of the register's cost that count in the rounds with few frames, each from all starts: registers of
-#: tones that are still wrong would keep them, but instruments that sound alike need theirs.
-_REGISTERS = (1.0, 0.3)
 
 
 class SearchResult(eqx.Module):
@@ -54,17 +52,19 @@ class SearchResult(eqx.Module):
 class Alternation(eqx.Module):
     """Minimises the cost C of `VoiceModel` over a whole recording, from dictionaries learned from samples.
 
-    1. With each dictionary there are two starts: the tones found in each frame alone and offered to its
-       neighbours, and the same tones given to the instruments by pitch, the highest to the first.
+    1. There is a start with each dictionary, and one with a single sound for all instruments, whose harmonics
+       fall as 1/h: the tones found in each frame alone and offered to its neighbours. Their tracks go to the
+       instruments by `stream`, and the dictionary is fitted to them.
     2. Rounds with every `stride`-th frame. In a round every frame is offered other explanations (its
        neighbours' tones, instruments exchanged, tones left out or chosen anew), the cheapest path through all
-       of them is taken, and the dictionary is fitted to its tones. From all starts the rounds go two ways, in
-       one of which the registers count less; after each round the worse half of a way is dropped.
-    3. Of the ends of both ways, the one goes on that is cheaper when its harmonics may change smoothly with
-       the pitch.
-    4. A round with all frames; then the harmonics may change with the pitch.
-    5. A last round, in which the dictionary stays and notes may ring on beside the next; to its tones the
+       of them is taken, its tracks go to the instruments, and the dictionary is fitted to its tones, with
+       harmonics that may change smoothly with the pitch. After each round the worse half of the starts is
+       dropped.
+    3. A round with all frames.
+    4. A last round, in which the dictionary stays and notes may ring on beside the next; to its tones the
        timbre is fitted once more. Each instrument has a slot more there than it plays tones at a time.
+
+    Until the last round what is explained is `dry`, the spectra without what only rings on.
 
     Arguments:
         voices: the costs beyond P1's loss; `Voices` are used as they are, instead of being fitted each round.
@@ -80,7 +80,7 @@ class Alternation(eqx.Module):
         >>> alternation = jaxsep.Alternation(rounds=1, spans=(1,))
         >>> spectra = np.repeat(np.asarray(spectra), 4, axis=0)  # four equal frames
         >>> start = jaxsep.Dictionary(jnp.array([[1.0, 0.4]]))
-        >>> found = alternation(jaxsep.TonePursuit(), spectra, [start])
+        >>> found = alternation(jaxsep.TonePursuit(), spectra, [start], spacing=0.01)
         >>> found.loss.shape, found.dictionary.harmonics.shape, len(found.cost_trace)
         ((4,), (1, 2), 3)
     """
@@ -94,9 +94,10 @@ class Alternation(eqx.Module):
 
     def num_steps(self, num_starts: int) -> int:
         """How often `advance` is called at most for so many dictionaries."""
-        steps, left = num_starts + 2, 2 * num_starts if self.learn else num_starts
+        left = num_starts + 1 if self.learn else num_starts
+        steps = left + 2
         for _ in range(self.rounds):
-            steps += len(self._registers) * left
+            steps += left
             left = _half(left)
         return steps
 
@@ -105,8 +106,10 @@ class Alternation(eqx.Module):
         model: ToneFit,
         spectra: Float[np.ndarray, "frames bins"],
         dictionaries: Sequence[Dictionary],
+        spacing: float,
         advance: Callable[[str], None] = lambda note: None,
         *,
+        dry: Float[np.ndarray, "frames bins"] | None = None,
         find: Finder = pursue,
     ) -> SearchResult:
         """Tones and dictionary of a recording.
@@ -115,63 +118,51 @@ class Alternation(eqx.Module):
             model: how tones are fitted; also what `find` takes.
             spectra: log-frequency magnitudes, peak about 1.
             dictionaries: to begin with, the most promising first.
+            spacing: of the frames, in seconds.
             advance: hears of every start and every exploration.
+            dry: the spectra without what only rings on (`Background`); by default they are the same.
             find: begins, with each frame by itself.
         """
         trace: list[float] = []
         tick = lambda: advance(f"cost {trace[-1]:.3f}" if trace else "")
+        dry = spectra if dry is None else dry
         near = tuple(sorted({max(1, round(span / self.stride)) for span in self.spans}))
-        few = _Frames(model, spectra[:: self.stride], near, self.voices, 1.0, tick)
+        few = _Frames(model, dry[:: self.stride], near, self.stride * spacing, self.voices, 1.0, tick)
         starts = [few.each_alone(find, dictionary.plain) for dictionary in dictionaries]
         scale = max(float(starts[0].found.loss.mean()), LEAST_SCALE)
         few = eqx.tree_at(lambda frames: frames.scale, few, scale)
         if self.learn:
-            starts += [few.by_voice(start) for start in starts if _several_voices(start)]
-        ways = dict.fromkeys(self._registers, starts)
+            starts = [few.streamed(start.tones, start.dictionary) for start in starts]
+            if dictionaries[0].num_instruments > 1:
+                starts.append(few.one_sound(find, *dictionaries[0].harmonics.shape))
         for _ in range(self.rounds):
-            ways = {register: self._better(few, states, register) for register, states in ways.items()}
-            trace.append(min(states[0].cost for states in ways.values()))
-        state = self._cheaper(few, [states[0] for states in ways.values()])
+            ends = sorted((self._round(few, start) for start in starts), key=lambda state: state.cost)
+            starts = ends[: _half(len(ends))]
+            trace.append(starts[0].cost)
+        state = starts[0]
 
-        frames = _Frames(model, spectra, self.spans, self.voices, scale, tick)
+        frames = _Frames(model, dry, self.spans, spacing, self.voices, scale, tick)
         # A given dictionary sounds from here on as it was learned.
         dictionary = state.dictionary if self.learn else dictionaries[0]
         state = frames.refitted(_spread(state.found.tones, self.stride, len(spectra)), dictionary)
         if self.learn and self.rounds:
             state = self._round(frames, state)
-            # Not before: what is wrong would find harmonics that suit it.
-            state = frames.tuned(state) if self.timbre else state
             trace.append(state.cost)
-        last, voices = frames.ring(state)
-        trace.append(last.cost)
-        found, dictionary = last.found, state.dictionary
+        last = eqx.tree_at(lambda frames: frames.spectra, frames, spectra)
+        rung, voices = last.ring(state)
+        trace.append(rung.cost)
+        found, dictionary = rung.found, state.dictionary
         if self.learn and dictionary.by_pitch is not None:
             dictionary = fit_timbre(model.objective, spectra, found.tones, dictionary)
-        return SearchResult(found.tones, found.loss, dictionary, tuple(trace), last.confidence, voices)
+        return SearchResult(found.tones, found.loss, dictionary, tuple(trace), rung.confidence, voices)
 
-    @property
-    def _registers(self):
-        """The ways to go from all starts; one where the dictionary is given."""
-        return _REGISTERS if self.learn else (1.0,)
-
-    def _better(self, frames, states, register):
-        """The better half after a round."""
-        states = sorted((self._round(frames, state, register) for state in states), key=lambda s: s.cost)
-        return states[: _half(len(states))]
-
-    def _cheaper(self, frames, states):
-        """Which of several ends to go on with; with one vector of harmonics the poor one can cost less."""
-        if len(states) == 1:
-            return states[0]
-        ends = [frames.tuned(state) for state in states] if self.timbre and self.rounds else states
-        return states[int(np.argmin([end.cost for end in ends]))]
-
-    def _round(self, frames, state, register=1.0):
-        """Tones, then the dictionary, while a part of the register's cost counts."""
-        explored = frames.explore(state, frames.costs(state, register), frames.moves(state))
+    def _round(self, frames, state):
+        """Tones, then the dictionary."""
+        explored = frames.explore(state, frames.costs(state), frames.moves(state))
         if not self.learn:
             return _State(explored.found, state.dictionary, explored.cost)
-        return frames.priced(frames.learned(explored.found.tones, state.dictionary))
+        state = frames.streamed(explored.found.tones, state.dictionary)
+        return frames.tuned(state) if self.timbre else frames.priced(state)
 
 
 class _State(eqx.Module):
@@ -197,6 +188,7 @@ class _Frames(eqx.Module):
     model: ToneFit
     spectra: Float[np.ndarray, "frames bins"]
     spans: tuple[int, ...]
+    spacing: float
     voices: VoiceModel | Voices
     scale: float
     tick: Callable[[], None]
@@ -207,13 +199,25 @@ class _Frames(eqx.Module):
         self.tick()
         return _State(found, dictionary).arranged(self.model.tones_per_instrument)
 
-    def by_voice(self, state: _State) -> _State:
-        """All instruments begin alike, and become different by the tones of their voices."""
-        number = state.dictionary.num_instruments
-        tones = by_voice(state.tones, number, self.model.tones_per_instrument)
-        rows = state.dictionary.harmonics
-        state = self.learned(tones, Dictionary(jnp.broadcast_to(jnp.mean(rows, axis=0), rows.shape)))
-        return self.learned(state.tones, state.dictionary)
+    def one_sound(self, find: Finder, number: int, num_harmonics: int) -> _State:
+        """All instruments begin alike, and become different by the tracks that go to them."""
+        limit = self.model.tones_per_instrument
+        model = dataclasses.replace(self.model, tones_per_instrument=number * limit)
+        alike = eqx.tree_at(lambda frames: frames.model, self, model)
+        sound = 1 / np.arange(1, num_harmonics + 1, dtype=self.spectra.dtype)
+        state = alike.each_alone(find, Dictionary(jnp.asarray(sound[None])))
+        return self.streamed(state.tones, state.dictionary, number)
+
+    def streamed(self, tones: Tones, dictionary: Dictionary, number: int | None = None) -> _State:
+        """The tracks of the tones given to the instruments, and the dictionary that suits them."""
+        number, limit = number or dictionary.num_instruments, self.model.tones_per_instrument
+        # A line can be told from a chord, but not the lines within it.
+        costs = Streaming() if limit == 1 else Streaming(overlap=0.0)
+        parts = self.model.objective, self.spectra, tones, dictionary, number, self.spacing, costs
+        rows = dictionary.harmonics
+        if dictionary.num_instruments != number:
+            rows = jnp.broadcast_to(rows, (number, rows.shape[1]))
+        return self.learned(arrange(stream(*parts), number, limit), Dictionary(rows))
 
     def learned(self, tones: Tones, dictionary: Dictionary) -> _State:
         """The dictionary that suits given tones, at their true pitches, and the tones refined with it."""
@@ -236,13 +240,10 @@ class _Frames(eqx.Module):
         slots = tones.capacity // dictionary.num_instruments
         return _State(refit(self.model, self.spectra, dictionary, tones), dictionary).arranged(slots)
 
-    def costs(self, state: _State, register: float = 1.0) -> Voices:
+    def costs(self, state: _State) -> Voices:
         objective, limit = self.model.objective, self.model.tones_per_instrument
         number = state.dictionary.num_instruments
-        voices = self.voices.fit(state.tones, number, limit, objective.axis, self.scale)
-        # An array: one compiled program for all parts.
-        part = jnp.asarray(register * voices.model.register, jnp.float32)
-        return eqx.tree_at(lambda v: v.model.register, voices, part)
+        return self.voices.fit(state.tones, number, limit, objective.axis, self.scale)
 
     def priced(self, state: _State) -> _State:
         alone = jax.tree.map(lambda x: x[:, None], state.found)
@@ -273,7 +274,3 @@ def _spread(tones, stride, num_frames):
 
 def _half(count):
     return -(-count // 2)
-
-
-def _several_voices(state):
-    return state.dictionary.num_instruments > 1 and bool(np.any(state.tones.active))

@@ -12,14 +12,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
-from scipy.optimize import linear_sum_assignment
 
 from jaxsep.pursuit.loss import power
 from jaxsep.pursuit.refinement import ToneFit, pack
 from jaxsep.pursuit.selection import PatternBank
 from jaxsep.tones.tones import Tones
 
-__all__ = ["arrange", "by_voice", "exchanged", "from_neighbours", "reselected", "ringing", "without"]
+__all__ = ["arrange", "exchanged", "from_neighbours", "reselected", "ringing", "without"]
 
 #: How many alternatives to a tone are offered.
 _ALTERNATIVES = 2
@@ -137,38 +136,6 @@ def reselected(
         return jax.tree.map(lambda new, old: jnp.where(here, new, old), fresh, others)
 
     return jax.vmap(alternative, in_axes=1, out_axes=1)(amplitude, position)
-
-
-def by_voice(tones: Tones, num_instruments: int, tones_per_instrument: int) -> Tones:
-    """The same tones, the highest given to the first instrument, and so on down to the lowest.
-
-    Voices seldom cross, so that this is nearly right for many pieces whatever the instruments sound like. In
-    frames with fewer tones each goes to the voice whose usual pitch is nearest.
-    """
-    slots = tones_per_instrument
-    pitch = np.where(tones.active, tones.fundamental, -np.inf)
-    count = np.sum(tones.active, axis=1)
-    usual = _usual_pitches(pitch, count, num_instruments)
-    target = np.repeat(usual, slots)
-    instrument = tones.instrument.copy()
-    for frame in np.flatnonzero(count):
-        # In one dimension the squared distance pairs in order: higher tones go to higher voices.
-        sounding = np.flatnonzero(tones.active[frame])
-        distance = (pitch[frame, sounding, None] - target) ** 2
-        row, column = linear_sum_assignment(distance)
-        instrument[frame, sounding[row]] = column // slots
-    return arrange(eqx.tree_at(lambda t: t.instrument, tones, instrument), num_instruments, slots)
-
-
-def _usual_pitches(pitch, count, num_instruments):
-    """Median pitch of each voice, the highest first, over the frames in which all of them sound."""
-    full = count >= num_instruments
-    if not full.any():
-        return np.quantile(pitch[np.isfinite(pitch)], np.linspace(1, 0, num_instruments))
-    ordered = -np.sort(-pitch[full], axis=1)
-    rank = np.arange(pitch.shape[1])
-    voice = np.where(rank < count[full, None], rank * num_instruments // count[full, None], -1)
-    return np.array([np.median(ordered[voice == number]) for number in range(num_instruments)])
 
 
 def _shifted(tones, offset):

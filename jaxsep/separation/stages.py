@@ -27,6 +27,7 @@ from jaxsep.separation.chunks import ANALYSIS_RATE, log_spectra, resynthesise
 from jaxsep.separation.result import Separation
 from jaxsep.separation.settings import SeparationSettings
 from jaxsep.signal.axes import LogAxis
+from jaxsep.signal.background import foreground
 from jaxsep.signal.peaks import PeakPursuit
 from jaxsep.signal.stft import GaussianSTFT
 from jaxsep.tones.dictionary import Dictionary
@@ -157,7 +158,11 @@ class Stages:
             total = alternation.num_steps(len(survey.dictionaries))
             with self.progress.stage("finding the tones", total) as advance:
                 model = _with_tolerance(self.pursuit, 1e-4)
-                return alternation(model, spectra, survey.dictionaries, advance, find=self._finder)
+                spacing = self.settings.hop / ANALYSIS_RATE
+                dry = foreground(spectra, spacing)
+                return alternation(
+                    model, spectra, survey.dictionaries, spacing, advance, dry=dry, find=self._finder
+                )
 
     def explain(self, part: Part, spectra: Float[np.ndarray, "frames bins"], survey: Survey) -> Separation:
         """Everything that is found in a part of which the spectra are given."""

@@ -1,0 +1,320 @@
+"""Which instrument plays a note, decided for whole notes and for all notes of a recording at once.
+
+A frame hardly tells two instruments of one family apart, and its loss prefers whatever tears a line apart
+by register. What lasts decides here: the tones of neighbouring frames form tracks, whoever plays them; each
+track has a sound, averaged over its frames where its partials stand alone; and the tracks go to the
+instruments so that each has one sound, and lines of small steps without gaps.
+"""
+
+import dataclasses
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float, Int
+from scipy.optimize import linear_sum_assignment
+from scipy.signal import find_peaks
+
+from jaxsep.numerics.devices import map_chunks
+from jaxsep.pursuit.loss import LiftedLoss
+from jaxsep.pursuit.refinement import pack
+from jaxsep.signal.axes import LogAxis
+from jaxsep.signal.gaussians import sum_gaussians
+from jaxsep.tones.dictionary import Dictionary
+from jaxsep.tones.rendering import partials_of
+from jaxsep.tones.tones import Tones
+
+__all__ = ["Streaming", "Tracks", "find_tracks", "stream"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Streaming:
+    """Costs by which tracks go to instruments (ours); times in seconds.
+
+    `Σ_tracks timbre · d + Σ_(successive tracks of an instrument) ( leap · |Δp| · e^(−pause/memory) + entry ·
+    [pause > breath] + overlap · (common time) )`
+
+    - `timbre`: of a track whose sound is as far from its instrument's as the median track from the nearest.
+    - `leap`: of a semitone between the pitches of successive tracks, up to an octave.
+    - `memory`: pause after which a leap counts e times less.
+    - `entry`: of beginning after a pause of more than `breath`: who plays a line goes on with it.
+    - `overlap`: of a second in which an instrument plays two notes, but for the first `release`, in which the
+      earlier one may ring on; at most 0.3 s count.
+    """
+
+    timbre: float = 0.5
+    leap: float = 0.15
+    memory: float = 1.2
+    entry: float = 3.0
+    breath: float = 0.12
+    overlap: float = 20.0
+    release: float = 0.15
+
+
+#: Largest distance in semitones between the tones of a track in successive frames, and, in the same unit,
+#: what a change of the instrument, and each frame that is missing in between, count.
+_STEP, _OTHER, _MISSING = 0.7, 0.18, 0.035
+
+#: Longest pause within a track, and shortest track that is judged, in seconds.
+_PAUSE, _SHORTEST = 0.03, 0.04
+
+#: Fall and rise of the level, in dB, that begin another track at the same pitch, and seconds they may take.
+_DIP, _DIP_TIME = 4.0, 0.4
+
+#: How near in pitch, in semitones, tracks say what an instrument sounds like there, and how much those of
+#: other registers add.
+_NEAR, _FAR, _FAR_SHARE = 4.0, 12.0, 0.3
+
+#: States of the search that are followed, and how often sounds and assignment may change each other.
+_WIDTH, _ROUNDS = 64, 5
+
+#: A track's sound is at most so many times as far as the median from that of any instrument.
+_FARTHEST = 6.0
+
+
+class Tracks(eqx.Module):
+    """Tones that continue each other, whichever instrument they were given to, in the order of their begin.
+
+    - `label`: number of the track of each tone, -1 for none.
+    - `begin`, `end`: in seconds.
+    - `pitch`: median, in semitones above the axis's lowest frequency.
+    - `owner`: instrument that most of its tones have.
+    """
+
+    label: Int[np.ndarray, "frames slots"]
+    begin: Float[np.ndarray, " tracks"]
+    end: Float[np.ndarray, " tracks"]
+    pitch: Float[np.ndarray, " tracks"]
+    owner: Int[np.ndarray, " tracks"]
+
+
+def stream(
+    objective: LiftedLoss,
+    spectra: Float[np.ndarray, "frames bins"],
+    tones: Tones,
+    dictionary: Dictionary,
+    num_instruments: int,
+    spacing: float,
+    costs: Streaming = Streaming(),
+) -> Tones:
+    """The same tones, each track given to the instrument whose line and sound it belongs to.
+
+    Arguments:
+        objective: the lifted loss and its axis.
+        spectra: log-frequency magnitudes, peak about 1.
+        tones: `[frames, slots]`.
+        dictionary: with which they were refined; it may have fewer instruments than are asked for.
+        num_instruments: to which the tracks go.
+        spacing: of the frames, in seconds.
+        costs: of an assignment.
+
+    Returns: tones `[frames, slots]` with other instruments; those of tracks too short to judge keep theirs.
+
+    Example:
+        >>> shape = (40, 2)  # [frames, tones]: two steady lines
+        >>> tones = jaxsep.Tones.plain(jnp.ones(shape), jnp.broadcast_to(jnp.array([300.0, 450.0]), shape))
+        >>> axis = jaxsep.LogAxis()
+        >>> spectra = np.asarray(jaxsep.render(tones, jnp.ones((*shape, 1)), axis))
+        >>> one = jaxsep.Dictionary(jnp.ones((1, 1)))
+        >>> found = stream(jaxsep.LiftedLoss(), spectra, tones, one, 2, 0.01)
+        >>> sorted(found.instrument[0].tolist())
+        [0, 1]
+    """
+    tones = jax.tree.map(np.asarray, tones)
+    tracks = find_tracks(tones, objective.axis, spacing)
+    if not tracks.begin.size or num_instruments == 1:
+        return tones
+    sound, weight = _sounds(objective, spectra, tones, dictionary, tracks)
+    starts = [_by_pitch(tracks, num_instruments)]
+    if dictionary.num_instruments == num_instruments:
+        starts.append(tracks.owner)
+    owner = _assigned(tracks, sound, weight, starts, num_instruments, costs)
+    judged = tracks.label >= 0
+    instrument = np.where(judged, owner[np.maximum(tracks.label, 0)], tones.instrument).astype(np.int32)
+    return eqx.tree_at(lambda t: t.instrument, tones, instrument)
+
+
+def find_tracks(tones: Tones, axis: LogAxis, spacing: float) -> Tracks:
+    """Tracks of tones `[frames, slots]` on an axis.
+
+    Neighbouring frames are paired so that the pitches change least. A track ends where nothing follows within
+    0.7 semitones and 30 ms, and where its level falls and rises again by 4 dB: there a note is struck again.
+    """
+    semitone = axis.bins_per_neper * np.log(2) / 12
+    used = np.asarray(tones.active) & (np.asarray(tones.amplitude) > 0)
+    pitch = np.asarray(tones.fundamental, float) / semitone
+    label = _linked(used, pitch, np.asarray(tones.instrument), max(1, round(_PAUSE / spacing)))
+    label = _struck(label, np.asarray(tones.amplitude), max(3, round(_DIP_TIME / spacing)))
+    rows = []
+    for number in range(label.max() + 1):
+        frame, slot = np.nonzero(label == number)
+        if frame.size * spacing >= _SHORTEST:
+            owner = np.bincount(tones.instrument[frame, slot]).argmax()
+            rows.append((frame[0], frame[-1] + 1, np.median(pitch[frame, slot]), owner, number))
+    rows.sort(key=lambda row: (row[0], -row[2]))
+    renamed = np.full(label.max() + 2, -1)
+    renamed[[row[4] for row in rows]] = np.arange(len(rows))
+    begin, end, height, owner, _ = np.array(rows, float).reshape(-1, 5).T
+    return Tracks(renamed[label], begin * spacing, end * spacing, height, owner.astype(int))
+
+
+def _linked(used, pitch, instrument, reach):
+    """Number of the track of each tone, before any is struck again."""
+    label, count = np.full(used.shape, -1), 0
+    live = np.empty((0, 4))  # number, frame, pitch and instrument of the last tone
+    for frame in range(used.shape[0]):
+        live = live[frame - live[:, 1] <= reach]
+        slots = np.flatnonzero(used[frame])
+        cost = np.abs(pitch[frame, slots, None] - live[:, 2])
+        cost += _OTHER * (instrument[frame, slots, None] != live[:, 3])
+        cost += _MISSING * (frame - 1 - live[:, 1])
+        row, column = linear_sum_assignment(cost)
+        near = cost[row, column] < _STEP
+        row, column = row[near], column[near]
+        label[frame, slots[row]] = live[column, 0]
+        fresh = np.setdiff1d(slots, slots[row])
+        label[frame, fresh] = count + np.arange(fresh.size)
+        count += fresh.size
+        now = np.concatenate([slots[row], fresh])
+        here = [label[frame, now], np.full(now.size, frame), pitch[frame, now], instrument[frame, now]]
+        live = np.concatenate([np.delete(live, column, axis=0), np.stack(here, axis=1)])
+    return label
+
+
+def _struck(label, amplitude, window):
+    """Tracks that are divided where their level has a dip."""
+    count = label.max() + 1
+    for number in range(count):
+        frame, slot = np.nonzero(label == number)
+        level = 20 * np.log10(np.maximum(amplitude[frame, slot], 1e-7))
+        for dip in find_peaks(-level, prominence=_DIP, wlen=window)[0]:
+            label[frame[dip:], slot[dip:]] = count
+            count += 1
+    return label
+
+
+def _sounds(objective, spectra, tones, dictionary, tracks):
+    """What each track sounds like: roots of its partials, and how much of them is its own, `[tracks, H]`."""
+    harmonics = np.asarray(dictionary.of(tones, objective.axis))
+    root, share = map_chunks(lambda *chunk: _observed(objective, *chunk), spectra, tones, harmonics)
+    weight = share**2
+    level = np.linalg.norm(root, axis=-1, keepdims=True)
+    judged = tracks.label >= 0
+    number = tracks.label[judged]
+    count = tracks.begin.size
+    add = lambda x: np.stack([np.bincount(number, column, count) for column in x[judged].T], axis=1)
+    sound = add(weight * root) / np.maximum(add(weight * level), 1e-9)
+    weight = add(weight) / np.bincount(number, minlength=count)[:, None] + 1e-4
+    size = np.sqrt(np.sum(weight * sound**2, axis=1) / np.sum(weight, axis=1))
+    return sound / np.maximum(size, 1e-6)[:, None], weight
+
+
+@eqx.filter_jit
+def _observed(objective, spectra, tones, harmonics):
+    """Roots of the magnitudes at each partial, and which part of them the tone's own model has there."""
+    reach = jnp.maximum(spectra, jnp.maximum(jnp.roll(spectra, 1, axis=1), jnp.roll(spectra, -1, axis=1)))
+
+    def frame(spectrum, tones, harmonics):
+        theta = pack(tones, objective.lift)
+        height, position, width = partials_of(theta, harmonics, objective.axis)
+        amplitude = jnp.where(tones.active, tones.amplitude, 0)
+        own = sum_gaussians(amplitude[:, None] * height, position, width, objective.axis.num_bins)
+        place = jnp.round(position).astype(jnp.int32)
+        inside = (place >= 0) & (place < objective.axis.num_bins) & tones.active[:, None]
+        place = jnp.clip(place, 0, objective.axis.num_bins - 1)
+        mine, all_ = jnp.take_along_axis(own, place, axis=1), jnp.sum(own, axis=0)[place]
+        share = jnp.where(inside, mine / jnp.maximum(all_, jnp.finfo(own.dtype).tiny), 0)
+        return jnp.sqrt(spectrum[place] * share), share
+
+    return jax.vmap(frame)(reach, tones, harmonics)
+
+
+def _assigned(tracks, sound, weight, starts, number, costs):
+    """The owner of each track: the cheapest of what is reached from several starts."""
+    ends = []
+    silent = _line_costs(tracks, costs)
+    for owner in [*starts, _best_owners(tracks, np.zeros((tracks.begin.size, number)), silent)[1]]:
+        for part in (0.5, *[1.0] * _ROUNDS):  # at first the lines count for more
+            before = owner
+            distance = _distances(tracks, sound, weight, owner, number)
+            usual = np.median(distance.min(axis=1)) + 1e-3
+            timbre = part * costs.timbre * np.minimum(distance / usual, _FARTHEST)
+            cost, owner = _best_owners(tracks, timbre, silent)
+            if part == 1 and np.array_equal(owner, before):
+                break
+        ends.append((cost, owner))
+    return min(ends, key=lambda end: end[0])[1]
+
+
+def _distances(tracks, sound, weight, owner, number):
+    """How far each track's sound is from that of the instruments' other tracks near in pitch, `[tracks, n]`.
+
+    It is the part of the track's weighted sum of squares that the instrument's sound, as loud as fits best,
+    does not explain.
+    """
+    apart = (tracks.pitch[:, None] - tracks.pitch) ** 2
+    near = np.exp(-0.5 * apart / _NEAR**2) + _FAR_SHARE * np.exp(-0.5 * apart / _FAR**2) + 0.01
+    np.fill_diagonal(near, 0)  # nobody is like himself
+    near *= np.sqrt(tracks.end - tracks.begin)
+    total = np.sum(weight * sound**2, axis=1)
+    distance = np.ones((tracks.begin.size, number))
+    for instrument in range(number):
+        votes = near * (owner == instrument)
+        known = votes @ weight
+        usual = votes @ (weight * sound) / np.maximum(known, 1e-9)
+        told = weight * (known > 1e-6)
+        both, square = np.sum(told * sound * usual, axis=1), np.sum(told * usual**2, axis=1)
+        explained = both**2 / np.maximum(square, 1e-9)
+        distance[:, instrument] = np.where(square > 0, 1 - explained / np.maximum(total, 1e-9), 1)
+    return np.clip(distance, 0, 1)
+
+
+def _line_costs(tracks, costs):
+    """Cost of each track (columns) that follows another (rows) in the line of an instrument.
+
+    A last row is for the first track of an instrument.
+    """
+    pause = tracks.begin - tracks.end[:, None]
+    leap = np.minimum(np.abs(tracks.pitch[:, None] - tracks.pitch), 12)
+    step = costs.leap * leap * np.exp(-np.maximum(pause, 0) / costs.memory)
+    entry = costs.entry * np.clip((pause - costs.breath) / 0.1, 0, 1)
+    common = np.minimum(-pause - costs.release, tracks.end - tracks.begin)
+    follows = step + entry + costs.overlap * np.clip(common, 0, 0.3)
+    first = np.full((1, tracks.begin.size), 4 * costs.leap + costs.entry)
+    return np.concatenate([follows, first])
+
+
+def _best_owners(tracks, timbre, follows):
+    """Least cost of an assignment of all tracks, and that assignment, by beam search in the order of begin.
+
+    The state is the last track of each instrument, so that few states cover all that is likely.
+    """
+    count, number = timbre.shape
+    last = np.full((1, number), count)
+    score, history = np.zeros(1), []
+    places = (count + 1) ** np.arange(number, dtype=np.uint64)  # may wrap: a hash
+    for track in range(count):
+        total = score[:, None] + timbre[track] + follows[last, track]
+        order = np.argsort(total, axis=None, kind="stable")[: 4 * _WIDTH]
+        parent, owner = np.unravel_index(order, total.shape)
+        states = last[parent]
+        states[np.arange(order.size), owner] = track
+        mark = (states.astype(np.uint64) * places).sum(axis=1)
+        first = np.sort(np.unique(mark, return_index=True)[1])[:_WIDTH]
+        last, score = states[first], total.ravel()[order[first]]
+        history.append((parent[first], owner[first]))
+    state, owners = 0, np.empty(count, int)
+    for track in range(count - 1, -1, -1):
+        parent, owner = history[track]
+        owners[track], state = owner[state], parent[state]
+    return float(score[0]), owners
+
+
+def _by_pitch(tracks, number):
+    """Owners by height among the tracks that sound in the middle of each, the highest to the first."""
+    middle = (tracks.begin + tracks.end) / 2
+    beside = (tracks.begin <= middle[:, None]) & (middle[:, None] < tracks.end)
+    above = np.sum(beside & (tracks.pitch > tracks.pitch[:, None]), axis=1)
+    among = np.maximum(beside.sum(axis=1), 1)
+    return np.minimum(((above + 0.5) * number / among).astype(int), number - 1)

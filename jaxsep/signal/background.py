@@ -1,0 +1,104 @@
+"""What a recording sounds like where nobody plays: a steady noise, and what only rings on in a room."""
+
+import numpy as np
+from jaxtyping import Float
+from scipy.ndimage import gaussian_filter1d, maximum_filter1d
+
+__all__ = ["decay_time", "foreground", "noise_floor", "tails"]
+
+#: The floor is so many times what a band has in its quietest frames, of this share.
+_ABOVE, _QUIETEST = 3.0, 0.1
+
+#: Width of a band of the floor: standard deviation in bins, over which partials nearly vanish.
+_BAND = 12.0
+
+#: After so many seconds a note that ended is a tail: the analysis window has left it.
+_GAP = 0.064
+
+#: Seconds over which a decay is judged; what is so many dB below the peak is not.
+_LAG, _RANGE = 0.1, 40.0
+
+#: Of all steady decays, the share that is faster than the room allows.
+_FASTER = 0.2
+
+#: Decays from the direct sound into the room are steeper than the room's own.
+_ROOM = 1.25
+
+
+def noise_floor(spectra: Float[np.ndarray, "frames bins"]) -> Float[np.ndarray, " bins"]:
+    """Magnitude below which a spectrogram is steady noise, from the quietest tenth of each band's frames.
+
+    A band is wide enough for partials nearly to vanish in it: a note held from beginning to end stays.
+
+    Arguments:
+        spectra: log-frequency magnitudes.
+
+    Example:
+        >>> noise = np.full((50, 1024), 0.001)
+        >>> noise[:40, 300:303] = 1.0
+        >>> bool(noise_floor(noise).max() < 0.004)
+        True
+    """
+    smooth = gaussian_filter1d(np.sqrt(spectra), _BAND, axis=1) ** 2
+    return (_ABOVE * np.quantile(smooth, _QUIETEST, axis=0)).astype(spectra.dtype)
+
+
+def decay_time(spectra: Float[np.ndarray, "frames bins"], spacing: float) -> float:
+    """Reverberation time T60 in seconds, roughly, from how fast notes fade; 0 where none does steadily.
+
+    In a room no partial fades faster than the room lets it. So the time is read off the fast ones of all
+    steady decays, those that fall as much in both halves of a tenth of a second.
+
+    Arguments:
+        spectra: log-frequency magnitudes.
+        spacing: of the frames, in seconds.
+
+    Example:
+        >>> fade = 10.0 ** (-3 * 0.01 * np.arange(100) / 0.8)  # 60 dB in 0.8 s
+        >>> spectra = np.zeros((100, 1024))
+        >>> spectra[:, 300:303] = fade[:, None]
+        >>> 0.7 < decay_time(spectra, 0.01) < 1.1
+        True
+    """
+    lag = 2 * max(1, round(_LAG / spacing / 2))
+    level = 20 * np.log10(maximum_filter1d(spectra, 9, axis=1)[:, 4::8] + 1e-30)
+    if len(level) <= lag:
+        return 0.0
+    first, second = level[lag // 2 : -(lag // 2)] - level[:-lag], level[lag:] - level[lag // 2 : -(lag // 2)]
+    fall = first + second
+    heard = (level[:-lag] > level.max() - _RANGE) & (fall > -_RANGE)
+    steady = heard & (first < -1) & (second < -1) & (np.abs(first - second) < 0.35 * np.abs(fall))
+    if not steady.any():
+        return 0.0
+    return float(-60 * _ROOM * lag * spacing / np.quantile(fall[steady], _FASTER))
+
+
+def tails(
+    spectra: Float[np.ndarray, "frames bins"], spacing: float, decay_time: float
+) -> Float[np.ndarray, "frames bins"]:
+    """What has sounded at least 64 ms before, as far as it has not yet faded.
+
+    Arguments:
+        spectra: log-frequency magnitudes.
+        spacing: of the frames, in seconds.
+        decay_time: T60 in seconds.
+    """
+    gap = max(1, round(_GAP / spacing))
+    kept = 10 ** (-3 * spacing / max(decay_time, spacing))
+    late = np.zeros_like(spectra)
+    for frame in range(gap, len(spectra)):
+        late[frame] = np.maximum(kept * late[frame - 1], kept**gap * spectra[frame - gap])
+    return late
+
+
+def foreground(spectra: Float[np.ndarray, "frames bins"], spacing: float) -> Float[np.ndarray, "frames bins"]:
+    """The part of spectra that rises above the steady noise and the tails of what has sounded before.
+
+    Where a note goes on it is a little quieter than it was, where it ends it ends at once.
+
+    Arguments:
+        spectra: log-frequency magnitudes.
+        spacing: of the frames, in seconds.
+    """
+    late = tails(spectra, spacing, decay_time(spectra, spacing))
+    return np.maximum(spectra - np.maximum(noise_floor(spectra), late), 0)

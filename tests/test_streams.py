@@ -1,0 +1,117 @@
+"""Tracks of tones, and the instruments that they go to."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from problems import AXIS, DICTIONARY, SEMITONE, Note, pack_notes, render_notes
+
+from jaxsep.pursuit.loss import LiftedLoss
+from jaxsep.search.streams import find_tracks, stream
+from jaxsep.tones.dictionary import Dictionary
+
+OBJECTIVE, SPACING, LENGTH = LiftedLoss(AXIS), 0.02, 10
+INSTRUMENTS = Dictionary(jnp.asarray(DICTIONARY, jnp.float32))
+
+
+def lines(*voices):
+    """Tones and spectra of voices, each a list of pitches in semitones (None: a rest) and its instrument."""
+    frames = []
+    for place in range(len(voices[0][0])):
+        now = [
+            Note(sound, 0.9, 150 + pitches[place] * SEMITONE)
+            for pitches, sound in voices
+            if pitches[place] is not None
+        ]
+        frames += [tuple(now)] * (LENGTH - 1) + [()]  # a breath after each note
+    tones = pack_notes(frames, len(voices))
+    spectra = np.stack([render_notes(notes) if notes else np.zeros(AXIS.num_bins) for notes in frames])
+    return tones, spectra.astype(np.float32)
+
+
+def streamed(tones, spectra, number=2, dictionary=INSTRUMENTS):
+    return stream(OBJECTIVE, spectra, tones, dictionary, number, SPACING)
+
+
+def together(tones, found):
+    """Whether the true instruments, and those found, are the same but for their numbers."""
+    used = np.asarray(tones.active)
+    pairs = set(zip(np.asarray(tones.instrument)[used], np.asarray(found.instrument)[used], strict=True))
+    return len(pairs) == len({a for a, _ in pairs}) == len({b for _, b in pairs})
+
+
+def shuffled(tones):
+    """Every second note of each line given to the other instrument."""
+    frame = np.arange(tones.active.shape[0])[:, None]
+    wrong = np.where((frame // LENGTH) % 2 == 1, 1 - tones.instrument, tones.instrument)
+    return eqx.tree_at(lambda t: t.instrument, tones, wrong.astype(np.int32))
+
+
+def test_a_track_is_a_note():
+    tones, _ = lines(([0, 2, 4], 0), ([12, 11, None], 1))
+    tracks = find_tracks(tones, AXIS, SPACING)
+    assert tracks.begin.size == 5
+    np.testing.assert_allclose(tracks.end - tracks.begin, (LENGTH - 1) * SPACING)
+    assert np.all(np.diff(tracks.begin) >= 0)
+    semitone = np.sort(tracks.pitch) - tracks.pitch.min()
+    np.testing.assert_allclose(semitone, [0, 2, 4, 11, 12], atol=0.1)
+    assert np.all((tracks.label >= 0) == tones.active)
+
+
+def test_a_track_ends_where_a_note_is_struck_again():
+    tones, _ = lines(([0], 0))
+    steady = jax.tree.map(lambda x: np.repeat(x[:1], 40, axis=0), tones)
+    level = 10 ** (-np.minimum(np.arange(40) % 20, 12) / 20)
+    struck = eqx.tree_at(
+        lambda t: t.amplitude, steady, (level[:, None] * steady.amplitude).astype(np.float32)
+    )
+    assert find_tracks(steady, AXIS, SPACING).begin.size == 1
+    assert find_tracks(struck, AXIS, SPACING).begin.size == 2
+
+
+def test_lines_that_were_torn_are_mended():
+    tones, spectra = lines(([0, 2, 4, 5, 4, 2, 0, 2], 0), ([12, 11, 9, 12, 14, 16, 14, 12], 1))
+    wrong = shuffled(tones)
+    assert not together(tones, wrong)
+    assert together(tones, streamed(wrong, spectra))
+
+
+def test_who_plays_alone_keeps_the_whole_line():
+    # While the second rests, the first goes through the second's register.
+    low = [0, 4, 7, 11, 14, 12, 7, 4, 0, 4, 0, 2]
+    high = [12, 14, 12] + [None] * 6 + [12, 14, 16]
+    tones, spectra = lines((low, 0), (high, 1))
+    alone = slice(3 * LENGTH, 9 * LENGTH)
+    torn = np.array(tones.instrument)
+    torn[alone] = np.where(tones.fundamental[alone] > 150 + 6 * SEMITONE, 1, 0)
+    torn = eqx.tree_at(lambda t: t.instrument, tones, torn.astype(np.int32))
+    assert not together(tones, torn)
+    assert together(tones, streamed(torn, spectra))
+
+
+def test_one_sound_serves_to_begin_with():
+    tones, spectra = lines(([0, 2, 4, 5, 4, 2], 0), ([12, 11, 9, 12, 14, 16], 1))
+    alike = eqx.tree_at(lambda t: t.instrument, tones, np.zeros_like(tones.instrument))
+    one = Dictionary(jnp.asarray(DICTIONARY[:1], jnp.float32))
+    assert together(tones, streamed(alike, spectra, dictionary=one))
+
+
+def test_sounds_decide_where_lines_cross():
+    tones, spectra = lines(([0, 2, 4, 7, 9, 11, 12], 0), ([12, 11, 9, 5, 4, 2, 0], 1))
+    assert together(tones, streamed(tones, spectra))
+
+
+def test_the_result_does_not_depend_on_the_level():
+    tones, spectra = lines(([0, 2, 4, 5], 0), ([12, 11, 9, 12], 1))
+    quiet = eqx.tree_at(lambda t: t.amplitude, tones, 0.1 * tones.amplitude)
+    np.testing.assert_array_equal(
+        streamed(shuffled(quiet), 0.1 * spectra).instrument, streamed(shuffled(tones), spectra).instrument
+    )
+
+
+@pytest.mark.parametrize("number", [1, 2, 3])
+def test_nothing_to_assign(number):
+    tones, spectra = lines(([None, None], 0), ([None, None], 1))
+    found = streamed(tones, spectra, number)
+    assert not found.active.any()
