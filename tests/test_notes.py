@@ -214,7 +214,7 @@ class TestTables:
         assert figures[:, 3].max() == 1
 
     def test_files_of_every_instrument(self, tmp_path):
-        write_note_files(tmp_path, some_notes(), 3)
+        write_note_files(tmp_path, some_notes(), ["a", "b", "c"])
         names = {f"{kind}-{n}.{end}" for n in (1, 2, 3) for kind, end in LAYERS}
         assert {path.name for path in tmp_path.iterdir()} == {"notes.csv", "notes.mid", *names}
         assert (tmp_path / "audacity-3.txt").read_text() == ""

@@ -67,6 +67,7 @@ class Note:
     - `pitch`: median over its tones, in semitones as MIDI counts them: 69 is 440 Hz.
     - `level`: median over its tones, in dB; a sinusoid of amplitude 1 has 0.
     - `times`, `bend`: centres of its frames in seconds, and the pitch there.
+    - `held`: whether it is known to be right, in a list that is given to a separation.
 
     Example:
         >>> curve = {"times": np.array([0.5, 1.0]), "bend": np.array([69.0, 69.2])}
@@ -82,6 +83,7 @@ class Note:
     level: float
     times: Float[np.ndarray, " frames"]
     bend: Float[np.ndarray, " frames"]
+    held: bool = False
 
 
 def to_midi(frequency: ArrayLike) -> Float[np.ndarray, "..."]:

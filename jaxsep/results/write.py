@@ -50,7 +50,7 @@ def write_results(
     separation.dictionary.save(folder / "dictionary.npz")
     write_tones(folder / "tones.csv", separation)
     notes = find_notes(separation.tones, separation.times, separation.dictionary)
-    write_note_files(folder, notes, separation.dictionary.num_instruments)
+    write_note_files(folder, notes, separation.names)
     (folder / "separation.json").write_text(to_json(document), encoding="utf-8")
     return document
 

@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float
 
 from jaxsep.audio import check_samples, loudest_alone
 from jaxsep.files import AudioWarning
+from jaxsep.notes.score import Score, default_name
 from jaxsep.tones.dictionary import Dictionary
 from jaxsep.tones.tones import Tones
 
@@ -47,6 +48,7 @@ class Separation(eqx.Module):
       (`VoiceModel`); without the full search, the mean loss alone.
     - `restart_losses`: of every learned dictionary, the chosen one first; empty where none was.
     - `seconds`: wall time of every stage.
+    - `notes`: that were known before.
 
     Example:
         >>> mixture, stems, rate = jaxsep.demo_recording()
@@ -66,6 +68,13 @@ class Separation(eqx.Module):
     cost_trace: tuple[float, ...]
     restart_losses: tuple[float, ...]
     seconds: dict[str, float]
+    notes: Score | None = eqx.field(static=True, default=None)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the instruments: those that the notes have, or their numbers."""
+        named = () if self.notes is None else self.notes.names
+        return (*named, *(default_name(n) for n in range(len(named), self.dictionary.num_instruments)))
 
     def at_frames(self, chosen: Bool[np.ndarray, " frames"]) -> "Separation":
         """What was found in some of the frames; the stems stay as they are."""
