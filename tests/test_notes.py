@@ -21,7 +21,8 @@ from jaxsep.notes.formats import (
     write_note_files,
     write_notes,
 )
-from jaxsep.notes.notes import Note, NoteRule, find_notes, note_name, to_midi
+from jaxsep.notes.note import Note, note_name
+from jaxsep.notes.notes import NoteRule, find_notes, to_midi
 from jaxsep.tones.dictionary import Dictionary
 from jaxsep.tones.tones import Tones
 

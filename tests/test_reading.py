@@ -10,7 +10,7 @@ from test_notes import some_notes
 
 from jaxsep.files import AudioWarning
 from jaxsep.notes.formats import write_midi, write_notes
-from jaxsep.notes.notes import Note
+from jaxsep.notes.note import Note
 from jaxsep.notes.reading import read_notes
 from jaxsep.notes.score import Rest, Score, plain_note
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import mido
 import numpy as np
 
-from jaxsep.notes.notes import Note, note_name
+from jaxsep.notes.note import Note, note_name
 from jaxsep.notes.score import default_name
 
 __all__ = ["NOTE_COLUMNS", "write_labels", "write_layer", "write_midi", "write_note_files", "write_notes"]
@@ -47,8 +47,11 @@ def write_notes(path: str | os.PathLike, notes: Iterable[Note], names: Sequence[
 
     The columns are onset and offset in seconds, the number of the instrument (from 1, as the stems), the
     pitch in semitones as MIDI counts them, with cents after the point, the name of the nearest note of the
-    tempered scale, and the level in dB; and the name of the instrument, where `names` are their own.
+    tempered scale, and the level in dB; then the confidence, if there is any, and the name of the instrument,
+    where `names` are their own.
     """
+    notes = list(notes)
+    doubted = any(note.confidence is not None for note in notes)
     named = any(name != default_name(number) for number, name in enumerate(names))
     rows = [
         (
@@ -58,11 +61,13 @@ def write_notes(path: str | os.PathLike, notes: Iterable[Note], names: Sequence[
             f"{note.pitch:.2f}",
             note_name(note.pitch),
             f"{note.level:.1f}",
+            *(["" if note.confidence is None else f"{note.confidence:.2f}"] if doubted else []),
             *([names[note.instrument]] if named else []),
         )
         for note in notes
     ]
-    _write_rows(path, [(*NOTE_COLUMNS, *(["instrument_name"] if named else [])), *rows], ",")
+    header = [*NOTE_COLUMNS, *(["confidence"] if doubted else []), *(["instrument_name"] if named else [])]
+    _write_rows(path, [header, *rows], ",")
 
 
 def write_labels(path: str | os.PathLike, notes: Iterable[Note]) -> None:

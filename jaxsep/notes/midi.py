@@ -10,7 +10,7 @@ import mido
 import numpy as np
 
 from jaxsep.files import AudioWarning
-from jaxsep.notes.notes import Note
+from jaxsep.notes.note import Note
 from jaxsep.notes.score import Score, default_name
 
 __all__ = ["MidiError", "read_midi"]

@@ -1,6 +1,7 @@
 """Notes from files: tables as this package writes them, and MIDI."""
 
 import csv
+import dataclasses
 import io
 import math
 import os
@@ -9,7 +10,7 @@ from pathlib import Path
 from jaxsep.notes.midi import MidiError, read_midi
 from jaxsep.notes.score import Rest, Score, default_name, plain_note
 
-__all__ = ["read_notes"]
+__all__ = ["read_notes", "read_score"]
 
 #: Columns that a table must have.
 _NEEDED = ("onset_s", "offset_s", "instrument", "pitch")
@@ -26,8 +27,8 @@ def read_notes(path: str | os.PathLike) -> Score:
 
     A **table** (CSV) has a header and a row for every note, as `notes.csv` of a separation: `onset_s` and
     `offset_s` in seconds, `instrument` from 1, and `pitch` in semitones as MIDI counts them, in any order of
-    the columns. `level_db`, `instrument_name` and `held` (yes or no; without the column all are held) may be
-    there; others are ignored. A row without a pitch is a rest.
+    the columns. `level_db`, `confidence`, `instrument_name` and `held` (yes or no; without the column all
+    are held) may be there; others are ignored. A row without a pitch is a rest.
 
     Of a **MIDI file** of format 0 or 1 each track that plays is an instrument, called as the track; where
     there is only one, each channel of it. The pitch wheel is followed, the sustain pedal holds notes, tempo
@@ -48,6 +49,14 @@ def read_notes(path: str | os.PathLike) -> Score:
         >>> [(note.onset, note.pitch) for note in jaxsep.read_notes("notes.mid").notes]
         [(0.5, 69.0)]
     """
+    score = read_score(path)
+    if not score.notes:
+        raise ValueError(f"notes: expected at least one note, got none in {path}")
+    return score
+
+
+def read_score(path: str | os.PathLike) -> Score:
+    """As `read_notes`, also where there are none."""
     path = Path(path)
     try:
         with path.open("rb") as file:
@@ -57,12 +66,9 @@ def read_notes(path: str | os.PathLike) -> Score:
     if len(content) > _MOST_BYTES:
         raise ValueError(f"notes: expected a file of at most {_MOST_BYTES >> 20} MiB, got more in {path}")
     try:
-        score = read_midi(content) if content[:4] in (b"MThd", b"RIFF") else _read_table(content)
+        return read_midi(content) if content[:4] in (b"MThd", b"RIFF") else _read_table(content)
     except (MidiError, _TableError) as error:
         raise ValueError(f"notes: {error} in {path}") from None
-    if not score.notes:
-        raise ValueError(f"notes: expected at least one note, got none in {path}")
-    return score
 
 
 class _TableError(ValueError):
@@ -102,7 +108,9 @@ def _read_table(content):
             continue
         level = value("level_db") if cells.get("level_db") else 0.0
         held = _truth(cells.get("held", "yes"), number)
-        notes.append(plain_note(instrument, onset, offset, value("pitch"), level, held))
+        note = plain_note(instrument, onset, offset, value("pitch"), level, held)
+        confidence = value("confidence") if cells.get("confidence") else None
+        notes.append(dataclasses.replace(note, confidence=confidence))
     last = max([event.instrument for event in (*notes, *rests)] + list(names), default=-1)
     return Score(notes, [names.get(n, default_name(n)) for n in range(last + 1)], rests)
 

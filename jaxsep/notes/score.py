@@ -5,9 +5,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from jaxsep.notes.notes import Note
+from jaxsep.notes.note import Note
 
 __all__ = ["Rest", "Score", "default_name", "plain_note"]
+
+#: Seconds for which a note may reach into the next one.
+_MOMENT = 0.2
 
 #: Pitches in semitones that a note may have: more than any axis has room for.
 _LOWEST, _HIGHEST = -30.0, 160.0
@@ -78,16 +81,17 @@ class Score:
         return len(self.names)
 
     def polyphony(self) -> int:
-        """Most notes of different keys that one instrument plays at a time; at least 1."""
+        """Most notes of different keys that one instrument plays at a time; at least 1.
+
+        Where a note merely reaches into the next one, by a moment or less than half of either, it counts as
+        ended.
+        """
         most = 1
         for number in range(self.num_instruments):
-            own = [note for note in self.notes if note.instrument == number]
-            # An end comes before what begins at the same time.
-            edges = sorted([(n.onset, 1, n.pitch) for n in own] + [(n.offset, 0, n.pitch) for n in own])
-            keys: list[float] = []
-            for _, begins, pitch in edges:
-                keys.append(pitch) if begins else keys.remove(pitch)
-                most = max(most, len({round(key) for key in keys}))
+            own = sorted((n for n in self.notes if n.instrument == number), key=lambda note: note.onset)
+            for k, note in enumerate(own):
+                beside = [other for other in own[:k] if _together(other, note)]
+                most = max(most, len({round(other.pitch) for other in (*beside, note)}))
         return most
 
     def within(self, duration: float) -> "Score":
@@ -98,6 +102,13 @@ class Score:
             if event.onset < duration
         ]
         return dataclasses.replace(self, notes=cut(self.notes), rests=cut(self.rests))
+
+
+def _together(first, second):
+    """Whether notes, of which the first begins first, sound at a time."""
+    both = min(first.offset, second.offset) - second.onset
+    shorter = min(first.offset - first.onset, second.offset - second.onset)
+    return both > min(_MOMENT, 0.5 * shorter)
 
 
 def default_name(instrument: int) -> str:

@@ -14,6 +14,7 @@ from jaxsep.learning.octaves import raise_octaves
 from jaxsep.pursuit.recording import Hypotheses, pursue, refit
 from jaxsep.pursuit.refinement import ToneFit
 from jaxsep.search.hypotheses import LEAST_SCALE, Exploration, cheapest, explore, moves, propagate
+from jaxsep.search.known import Known
 from jaxsep.search.moves import arrange, by_voice, ringing
 from jaxsep.search.voices import VoiceModel, Voices
 from jaxsep.tones.dictionary import Dictionary
@@ -108,6 +109,8 @@ class Alternation(eqx.Module):
         advance: Callable[[str], None] = lambda note: None,
         *,
         find: Finder = pursue,
+        begin: Known | None = None,
+        known: Known | None = None,
     ) -> SearchResult:
         """Tones and dictionary of a recording.
 
@@ -117,26 +120,32 @@ class Alternation(eqx.Module):
             dictionaries: to begin with, the most promising first.
             advance: hears of every start and every exploration.
             find: begins, with each frame by itself.
+            begin: notes that take the place of what was found; then there is one start for each dictionary,
+                and one way.
+            known: notes that stay as they are, from beginning to end.
         """
         trace: list[float] = []
         tick = lambda: advance(f"cost {trace[-1]:.3f}" if trace else "")
         near = tuple(sorted({max(1, round(span / self.stride)) for span in self.spans}))
-        few = _Frames(model, spectra[:: self.stride], near, self.voices, 1.0, tick)
+        notes = [None if each is None else each.every(self.stride) for each in (begin, known)]
+        few = _Frames(model, spectra[:: self.stride], near, self.voices, 1.0, tick, *notes)
         starts = [few.each_alone(find, dictionary.plain) for dictionary in dictionaries]
         scale = max(float(starts[0].found.loss.mean()), LEAST_SCALE)
         few = eqx.tree_at(lambda frames: frames.scale, few, scale)
-        if self.learn:
+        if self.learn and begin is None:
             starts += [few.by_voice(start) for start in starts if _several_voices(start)]
-        ways = dict.fromkeys(self._registers, starts)
+        ways = dict.fromkeys(self._registers if begin is None else (1.0,), starts)
         for _ in range(self.rounds):
             ways = {register: self._better(few, states, register) for register, states in ways.items()}
             trace.append(min(states[0].cost for states in ways.values()))
         state = self._cheaper(few, [states[0] for states in ways.values()])
 
-        frames = _Frames(model, spectra, self.spans, self.voices, scale, tick)
+        frames = _Frames(model, spectra, self.spans, self.voices, scale, tick, begin, known)
         # A given dictionary sounds from here on as it was learned.
         dictionary = state.dictionary if self.learn else dictionaries[0]
-        state = frames.refitted(_spread(state.found.tones, self.stride, len(spectra)), dictionary)
+        state = frames.refitted(
+            frames.bound(_spread(state.found.tones, self.stride, len(spectra))), dictionary
+        )
         if self.learn and self.rounds:
             state = self._round(frames, state)
             # Not before: what is wrong would find harmonics that suit it.
@@ -200,12 +209,19 @@ class _Frames(eqx.Module):
     voices: VoiceModel | Voices
     scale: float
     tick: Callable[[], None]
+    begin: Known | None = None
+    known: Known | None = None
+
+    def bound(self, tones: Tones) -> Tones:
+        """The nearest tones that agree with what is known."""
+        return tones if self.known is None else self.known.bind(tones)
 
     def each_alone(self, find: Finder, dictionary: Dictionary) -> _State:
         found = find(self.model, self.spectra, dictionary.harmonics, lambda: None)
         found = propagate(self.model, self.spectra, dictionary, found, self.spans)
         self.tick()
-        return _State(found, dictionary).arranged(self.model.tones_per_instrument)
+        state = _State(found, dictionary).arranged(self.model.tones_per_instrument)
+        return state if self.begin is None else self.refitted(self.begin.bind(state.tones), dictionary)
 
     def by_voice(self, state: _State) -> _State:
         """All instruments begin alike, and become different by the tones of their voices."""
@@ -220,7 +236,9 @@ class _Frames(eqx.Module):
         rows = fit_dictionary(self.model.objective, self.spectra, tones, dictionary.plain).harmonics
         peak = np.max(np.asarray(rows), axis=1)
         peak = np.where(peak > 0, peak, 1)
-        rows, factor = raise_octaves(rows / peak[:, None])
+        rows, factor = rows / peak[:, None], np.ones(len(rows))
+        if self.begin is None:  # else the notes tell the octave
+            rows, factor = raise_octaves(rows)
         shift = self.model.objective.axis.bins_per_neper * np.log(factor)
         places = tones.fundamental + shift[tones.instrument]
         fields = tones.amplitude * peak[tones.instrument], places.astype(tones.fundamental.dtype)
@@ -250,10 +268,12 @@ class _Frames(eqx.Module):
         return _State(state.found, state.dictionary, cost)
 
     def moves(self, state: _State) -> Iterator[Tones]:
-        return moves(self.model, self.spectra, state.dictionary.harmonics, state.tones, self.spans)
+        offers = moves(self.model, self.spectra, state.dictionary.harmonics, state.tones, self.spans)
+        return map(self.bound, offers)
 
     def explore(self, state: _State, voices: Voices, proposals: Iterable[Tones]) -> Exploration:
-        explored = explore(self.model, self.spectra, state.dictionary, state.found, voices, proposals)
+        agrees = None if self.known is None else self.known.agrees
+        explored = explore(self.model, self.spectra, state.dictionary, state.found, voices, proposals, agrees)
         self.tick()
         return explored
 
@@ -262,7 +282,7 @@ class _Frames(eqx.Module):
         wide = state.arranged(self.model.tones_per_instrument + 1)
         more = ringing(wide.tones, wide.dictionary.num_instruments, _RINGING)
         voices = self.costs(wide)
-        return self.explore(wide, voices, itertools.chain(self.moves(wide), more)), voices
+        return self.explore(wide, voices, itertools.chain(self.moves(wide), map(self.bound, more))), voices
 
 
 def _spread(tones, stride, num_frames):
