@@ -54,6 +54,7 @@ from jaxsep.notes.notes import NoteRule as NoteRule, find_notes as find_notes
 from jaxsep.notes.score import Rest as Rest, Score as Score
 from jaxsep.notes.formats import write_midi as write_midi
 from jaxsep.notes.reading import read_notes as read_notes
+from jaxsep.notes.alignment import align_notes as align_notes
 from jaxsep.search.voices import VoiceModel as VoiceModel
 from jaxsep.search.hypotheses import deepen as deepen
 from jaxsep.search.alternation import Alternation as Alternation

@@ -143,6 +143,9 @@ def separate(
             "skipped.",
         ),
     ] = None,
+    align: Annotated[
+        bool, typer.Option("--align", help="The notes are at another tempo; bring them to the recording's.")
+    ] = False,
     seed: Seed = 0,
     method: Annotated[
         Literal[*METHODS, "neural"],
@@ -217,7 +220,7 @@ def separate(
         if value and not alone:
             raise ValueError(f"{option}: expected with one recording, got {len(mixtures)}.")
     neural = method == "neural"
-    known = notes_given(notes, notes_are, num_instruments, given)
+    known = notes_given(notes, notes_are, align, num_instruments, given)
     work = Work(
         settings=getattr(NeuralSettings, preset)()
         if neural

@@ -75,4 +75,6 @@ def _options(
     """Arguments that all methods have, and notes if there are any; the dictionary is a file."""
     known = None if dictionary is None else Dictionary.load(dictionary)
     options = {"settings": settings, "dictionary": known, "progress": progress, "key": jax.random.key(seed)}
-    return options if notes is None else options | {"notes": notes.score, "notes_are": notes.are}
+    if notes is not None:
+        options |= {"notes": notes.score, "notes_are": notes.are, "align": notes.align}
+    return options

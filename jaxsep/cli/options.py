@@ -83,7 +83,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print the JSON document an
 #: Methods to which an option belongs that is none of the settings; the others belong to all.
 _METHODS = {
     **dict.fromkeys(["fast", "part"], METHODS),
-    **dict.fromkeys(["notes", "notes_are"], ("pursuit",)),
+    **dict.fromkeys(["notes", "notes_are", "align"], ("pursuit",)),
     **dict.fromkeys(["preset", "minutes", "checkpoint", "resume"], ("neural",)),
 }
 
@@ -165,11 +165,12 @@ def separation_settings(
 
 
 class Notes(NamedTuple):
-    """Known notes: the name of their file, the notes, and how much they bind."""
+    """Known notes: the name of their file, the notes, how much they bind, and whether to align them."""
 
     file: str
     score: Score
     are: str
+    align: bool
 
 
 #: What is learned and searched where not all notes are known.
@@ -177,19 +178,20 @@ _SEARCHING = ("search", "restarts", "steps", "rounds")
 
 
 def notes_given(
-    path: Path | None, notes_are: str, num_instruments: int | None, given: set[str]
+    path: Path | None, notes_are: str, align: bool, num_instruments: int | None, given: set[str]
 ) -> Notes | None:
     """The notes of a file, if there is one; refuses options that have no effect with it, or without.
 
     Arguments:
-        path, notes_are, num_instruments: values of the options.
+        path, notes_are, align, num_instruments: values of the options.
         given: names of the options that are not defaults.
     """
     if path is None:
         if num_instruments is None:
             raise ValueError("--instruments: expected their number, or --notes, got neither.")
-        if "notes_are" in given:
-            raise ValueError("--notes-are: expected with --notes.")
+        for name in ("notes_are", "align"):
+            if name in given:
+                raise ValueError(f"--{name.replace('_', '-')}: expected with --notes.")
         return None
     if notes_are == "all":
         for name in _SEARCHING:
@@ -200,7 +202,7 @@ def notes_given(
         raise ValueError(
             f"--instruments: expected at least the {score.num_instruments} of {path}, got {num_instruments}."
         )
-    return Notes(path.name, score, notes_are)
+    return Notes(path.name, score, notes_are, align)
 
 
 def audio_format(name: str, bits: int | None) -> tuple[str, str]:

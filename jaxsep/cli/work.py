@@ -95,7 +95,7 @@ class Work:
         name = None if self.dictionary is None else self.dictionary.name
         source: dict[str, Any] = {"file": recording.path.name, "dictionary": name}
         if self.notes is not None:
-            source |= {"notes": self.notes.file, "notes_are": self.notes.are}
+            source |= {"notes": self.notes.file, "notes_are": self.notes.are, "align": self.notes.align}
         if self.part is not None:
             source["longest_part_s"] = self.part
         if self.skip:

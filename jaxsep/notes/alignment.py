@@ -53,6 +53,17 @@ def align_notes(
 
     Raises: `ValueError`, one sentence that says where, if recording and score are different music for some
     seconds: a section is repeated, or left out.
+
+    Example:
+        >>> partial = lambda place: np.exp(-0.5 * ((np.arange(1024.0) - place) / 1.91) ** 2)
+        >>> spectra = np.repeat(np.stack([partial(400.0), partial(502.4)]), 50, axis=0)  # an octave up
+        >>> note = lambda onset, pitch: jaxsep.Note(
+        ...     0, onset, onset + 0.25, pitch, 0.0, np.array([onset]), np.array([pitch])
+        ... )
+        >>> score = jaxsep.Score([note(0.0, 62.8), note(0.25, 74.8)])
+        >>> moved = jaxsep.align_notes(score, spectra, 0.01 * np.arange(100), jaxsep.LogAxis())
+        >>> [round(note.onset, 1) for note in moved.notes]
+        [0.0, 0.5]
     """
     end = max(note.offset for note in score.notes)
     longest = max(end, float(times[-1]) - float(times[0]))

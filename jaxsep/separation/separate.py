@@ -42,6 +42,7 @@ def separate(
     *,
     notes: Score | None = None,
     notes_are: str = NOTES_ARE[0],
+    align: bool = False,
     settings: SeparationSettings = SeparationSettings(),
     voices: VoiceModel = VoiceModel(),
     dictionary: Dictionary | None = None,
@@ -60,7 +61,11 @@ def separate(
         num_instruments: at least 1; by default as many as the notes have.
         notes: of the recording, from `read_notes`. Their times may be roughly right, to a tenth of a second;
             tuning and vibrato are found.
-        notes_are: how much they bind: `"all"`.
+        notes_are: how much they bind. `"all"`: nothing else sounds, and nothing is searched. `"held"`: those
+            that are held stay, the others begin, and the rest is searched; `Rest`s are silent. `"start"`: the
+            search begins there, and may change all.
+        align: whether the notes are at another tempo, and first brought to the times of the recording
+            (`align_notes`).
         settings: options.
         voices: what notes have in common, for the full search.
         dictionary: instruments learned from another recording; without one they are learned from this.
@@ -85,10 +90,13 @@ def separate(
     if num_instruments is None and notes is not None:
         num_instruments = notes.num_instruments
     sample_rate, num_instruments = check_request(samples, sample_rate, num_instruments, dictionary)
-    known = check_notes(notes, notes_are, num_instruments, samples.shape[-1] / sample_rate, settings)
+    duration = samples.shape[-1] / sample_rate
+    known = check_notes(notes, notes_are, num_instruments, np.inf if align else duration, settings)
     stages, level = Stages(settings, progress), level_of(samples)
     part = Part.whole((np.atleast_2d(samples) / level).astype(np.float32), sample_rate)
     spectra = stages.spectra(part.analysed)
+    if align and known is not None:
+        known = known._replace(score=stages.aligned(spectra, known.score).within(duration))
     survey = stages.survey(spectra, num_instruments, dictionary, voices, key, known)
     found = stages.explain(part, spectra, survey)
     found = eqx.tree_at(lambda s: s.stems, found, found.stems.reshape(num_instruments, *samples.shape))

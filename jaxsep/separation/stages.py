@@ -18,6 +18,8 @@ from jaxsep.audio import mono, resample
 from jaxsep.blasso.decompose import decompose
 from jaxsep.learning.learner import DictionaryLearner
 from jaxsep.learning.restarts import learn_dictionaries
+from jaxsep.notes.alignment import align_notes
+from jaxsep.notes.score import Score
 from jaxsep.numerics.devices import num_chunks
 from jaxsep.progress import Progress
 from jaxsep.pursuit.loss import LiftedLoss
@@ -110,6 +112,14 @@ class Stages:
         total = num_chunks(self.stft.num_frames(samples.shape[1]))
         with self.clock("spectrogram"), self.progress.stage("log-frequency spectrogram", total) as advance:
             return log_spectra(mono(samples), self.stft, self.axis, peaks, advance)
+
+    def aligned(self, spectra: Float[np.ndarray, "frames bins"], score: Score) -> Score:
+        """Notes at the times at which a whole recording plays them."""
+        with self.clock("alignment"), self.progress.stage("aligning the notes", 1) as advance:
+            times = np.arange(len(spectra)) * self.settings.hop / ANALYSIS_RATE
+            moved = align_notes(score, spectra / max(float(spectra.max()), 1e-30), times, self.axis)
+            advance()
+        return moved
 
     def survey(
         self,

@@ -353,5 +353,5 @@ decode().then(
   () => { status.textContent = "This browser cannot decode the audio; the pictures are all there."; },
 );
 window.player = { tracks, start, stop, move, now, get context() { return context; } };
-window.editor = { table, get notes() { return data.notes; }, get selected() { return selected; }, get sounding() { return sounding.size; } };
+window.editor = { table, draw: refresh, get notes() { return data.notes; }, get selected() { return selected; }, get sounding() { return sounding.size; } };
 })();
