@@ -168,6 +168,7 @@ class TestCommand:
         [
             ([], "--instruments: expected their number, or --notes, got neither."),
             (["-n", 2, "--notes-are", "held"], "--notes-are: expected with --notes."),
+            (["-n", 2, "--align"], "--align: expected with --notes."),
             (
                 ["--notes", "known.csv", "-n", 1],
                 "--instruments: expected at least the 2 of known.csv, got 1.",

@@ -26,7 +26,10 @@ _PARTIALS, _DECAY, _FADE = 8, 0.7, 0.15
 _ONSETS = 0.5
 
 #: Seconds over which, and distance from which on, recording and score are different music.
-_WINDOW, _FOREIGN = 4.0, 0.62
+_WINDOW, _FOREIGN = 4.0, 0.6
+
+#: Seconds from the onset of a note to where it is as loud as its rendering.
+_ATTACK = 0.03
 
 #: Level in dB below the loudest at which a recording has not begun, or has ended.
 _SILENCE = -45.0
@@ -76,7 +79,7 @@ def align_notes(
     cost = 1 - written @ heard.T
     rows, columns = cheapest_alignment(cost, loud)
     _check(cost[rows, columns], times[0] + step * columns, step)
-    at = first + step * rows, times[0] + step * columns
+    at = first + step * rows, times[0] + step * columns - _ATTACK
 
     def moved(seconds):
         # Beyond the path at the speed of its ends.
