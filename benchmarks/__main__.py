@@ -9,6 +9,7 @@ from benchmarks.commands import (
     corpus,
     fidelity,
     gradients,
+    known,
     neural,
     notes,
     plots,
@@ -40,6 +41,7 @@ for module in (
     blasso,
     neural,
     notes,
+    known,
     gradients,
     training,
 ):

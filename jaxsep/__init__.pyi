@@ -49,8 +49,12 @@ from jaxsep.blasso.support import support as support
 from jaxsep.learning.learner import DictionaryLearner as DictionaryLearner
 from jaxsep.learning.restarts import learn_dictionaries as learn_dictionaries
 from jaxsep.learning.fit import fit_dictionary as fit_dictionary, fit_timbre as fit_timbre
-from jaxsep.notes.notes import Note as Note, NoteRule as NoteRule, find_notes as find_notes
+from jaxsep.notes.note import Note as Note
+from jaxsep.notes.notes import NoteRule as NoteRule, find_notes as find_notes
+from jaxsep.notes.score import Rest as Rest, Score as Score
 from jaxsep.notes.formats import write_midi as write_midi
+from jaxsep.notes.reading import read_notes as read_notes
+from jaxsep.notes.alignment import align_notes as align_notes
 from jaxsep.search.voices import VoiceModel as VoiceModel
 from jaxsep.search.hypotheses import deepen as deepen
 from jaxsep.search.alternation import Alternation as Alternation

@@ -19,7 +19,7 @@ from benchmarks.commands import ablation, notes, selection, speed
 from benchmarks.commands.artificial import cosine, make_learner, seen_frames
 from benchmarks.commands.corpus import oracle_stems
 from benchmarks.workloads import random_tones
-from jaxsep.notes.notes import Note
+from jaxsep.notes.note import Note
 from jaxsep.search.voices import VoiceModel
 from jaxsep.separation.settings import SeparationSettings
 from jaxsep.tones.tones import Tones

@@ -21,7 +21,8 @@ from jaxsep.notes.formats import (
     write_note_files,
     write_notes,
 )
-from jaxsep.notes.notes import Note, NoteRule, find_notes, note_name, to_midi
+from jaxsep.notes.note import Note, note_name
+from jaxsep.notes.notes import NoteRule, find_notes, to_midi
 from jaxsep.tones.dictionary import Dictionary
 from jaxsep.tones.tones import Tones
 
@@ -214,7 +215,7 @@ class TestTables:
         assert figures[:, 3].max() == 1
 
     def test_files_of_every_instrument(self, tmp_path):
-        write_note_files(tmp_path, some_notes(), 3)
+        write_note_files(tmp_path, some_notes(), ["a", "b", "c"])
         names = {f"{kind}-{n}.{end}" for n in (1, 2, 3) for kind, end in LAYERS}
         assert {path.name for path in tmp_path.iterdir()} == {"notes.csv", "notes.mid", *names}
         assert (tmp_path / "audacity-3.txt").read_text() == ""

@@ -10,7 +10,8 @@ from jaxtyping import Float
 
 from benchmarks.common import Pieces, Report, Seconds, chosen_pieces, load_piece, markdown_table, played_notes
 from jaxsep.metrics import sdr_sir_sar_gain
-from jaxsep.notes.notes import Note, find_notes
+from jaxsep.notes.note import Note
+from jaxsep.notes.notes import find_notes
 from jaxsep.separation.separate import separate
 from jaxsep.separation.settings import SeparationSettings
 

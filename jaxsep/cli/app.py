@@ -28,6 +28,7 @@ from jaxsep.cli.options import (
     Seed,
     audio_format,
     given_options,
+    notes_given,
     separation_settings,
     with_settings,
 )
@@ -49,7 +50,7 @@ from jaxsep.cli.work import Work
 from jaxsep.neural.settings import PRESETS, NeuralSettings
 from jaxsep.report.kinds import KINDS
 from jaxsep.results.schema import read_document, to_json
-from jaxsep.separation.settings import METHODS, SeparationSettings
+from jaxsep.separation.settings import METHODS, NOTES_ARE, SeparationSettings
 
 __all__ = ["app", "main"]
 
@@ -108,13 +109,32 @@ _FAST = " ".join(f"--{name} {value}" for name, value in SeparationSettings.FAST.
 def separate(
     context: Context,
     mixtures: Recordings,
-    num_instruments: Annotated[
-        int,
-        typer.Option("--instruments", "-n", metavar="N", min=1, max=16, help="How many instruments play."),
-    ],
     output: Annotated[
         Path, typer.Option("--output", "-o", metavar="OUT", help="New folder for the results.")
     ],
+    num_instruments: Annotated[
+        int | None,
+        typer.Option(
+            "--instruments",
+            "-n",
+            metavar="N",
+            min=1,
+            max=16,
+            help="How many instruments play.  [default: as many as --notes has]",
+        ),
+    ] = None,
+    notes: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Notes that are known: notes.csv of an earlier run, corrected, or a MIDI file with a track "
+            "or channel for each instrument.",
+        ),
+    ] = None,
+    notes_are: Annotated[
+        Literal[*NOTES_ARE],
+        typer.Option("--notes-are", help="all: nothing is searched, but how the notes sound."),
+    ] = NOTES_ARE[0],
     shard: Annotated[
         str | None,
         typer.Option(
@@ -123,6 +143,9 @@ def separate(
             "skipped.",
         ),
     ] = None,
+    align: Annotated[
+        bool, typer.Option("--align", help="The notes are at another tempo; bring them to the recording's.")
+    ] = False,
     seed: Seed = 0,
     method: Annotated[
         Literal[*METHODS, "neural"],
@@ -193,15 +216,17 @@ def separate(
     if reference and not report:
         raise ValueError("--reference is for the page; add --report, or use jaxsep evaluate.")
     alone = len(mixtures) == 1 and shard is None
-    for option, value in (("--reference", reference), ("--checkpoint", checkpoint)):
+    for option, value in (("--reference", reference), ("--checkpoint", checkpoint), ("--notes", notes)):
         if value and not alone:
             raise ValueError(f"{option}: expected with one recording, got {len(mixtures)}.")
     neural = method == "neural"
+    known = notes_given(notes, notes_are, align, num_instruments, given)
     work = Work(
         settings=getattr(NeuralSettings, preset)()
         if neural
         else separation_settings(method, options, fast, given),
-        num_instruments=num_instruments,
+        num_instruments=num_instruments or known.score.num_instruments,
+        notes=known,
         backend=Backend(device, cache, no_cache),
         audio=audio_format(file_format, bits),
         seed=seed,
@@ -215,7 +240,7 @@ def separate(
     )
     jobs = [Job(mixtures[0], output)] if alone else plan(mixtures, output, shard)
     for job in jobs:
-        check_outside(job.folder, *mixtures, dictionary, checkpoint, *reference)
+        check_outside(job.folder, *mixtures, notes, dictionary, checkpoint, *reference)
     if alone:
         _work_on(jobs[0], work, as_json)
     else:

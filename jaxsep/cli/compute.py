@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 from jaxsep.audio import Recording
+from jaxsep.cli.options import Notes
 from jaxsep.neural.settings import NeuralSettings
 from jaxsep.progress import Progress
 from jaxsep.report.page import write_page as write_page
@@ -65,8 +66,15 @@ def separate_in_parts(
 
 
 def _options(
-    settings: SeparationSettings | NeuralSettings, dictionary: Path | None, seed: int, progress: Progress
+    settings: SeparationSettings | NeuralSettings,
+    dictionary: Path | None,
+    seed: int,
+    progress: Progress,
+    notes: Notes | None = None,
 ) -> dict[str, Any]:
-    """Arguments that all methods have; the dictionary is a file."""
+    """Arguments that all methods have, and notes if there are any; the dictionary is a file."""
     known = None if dictionary is None else Dictionary.load(dictionary)
-    return {"settings": settings, "dictionary": known, "progress": progress, "key": jax.random.key(seed)}
+    options = {"settings": settings, "dictionary": known, "progress": progress, "key": jax.random.key(seed)}
+    if notes is not None:
+        options |= {"notes": notes.score, "notes_are": notes.are, "align": notes.align}
+    return options

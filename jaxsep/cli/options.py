@@ -4,12 +4,14 @@ import dataclasses
 import inspect
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 import typer
 from typer.core import TyperCommand
 
 from jaxsep.audio import FORMATS
+from jaxsep.notes.reading import read_notes
+from jaxsep.notes.score import Score
 from jaxsep.separation.settings import METHODS, SeparationSettings
 
 __all__ = [
@@ -19,6 +21,7 @@ __all__ = [
     "Force",
     "ManyValues",
     "NoCache",
+    "Notes",
     "OnDevice",
     "Recording",
     "Recordings",
@@ -26,6 +29,7 @@ __all__ = [
     "Seed",
     "audio_format",
     "given_options",
+    "notes_given",
     "separation_settings",
     "with_settings",
 ]
@@ -79,6 +83,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print the JSON document an
 #: Methods to which an option belongs that is none of the settings; the others belong to all.
 _METHODS = {
     **dict.fromkeys(["fast", "part"], METHODS),
+    **dict.fromkeys(["notes", "notes_are", "align"], ("pursuit",)),
     **dict.fromkeys(["preset", "minutes", "checkpoint", "resume"], ("neural",)),
 }
 
@@ -157,6 +162,47 @@ def separation_settings(
     if fast:
         values |= {name: value for name, value in SeparationSettings.FAST.items() if name not in given}
     return SeparationSettings(method=method, **values)
+
+
+class Notes(NamedTuple):
+    """Known notes: the name of their file, the notes, how much they bind, and whether to align them."""
+
+    file: str
+    score: Score
+    are: str
+    align: bool
+
+
+#: What is learned and searched where not all notes are known.
+_SEARCHING = ("search", "restarts", "steps", "rounds")
+
+
+def notes_given(
+    path: Path | None, notes_are: str, align: bool, num_instruments: int | None, given: set[str]
+) -> Notes | None:
+    """The notes of a file, if there is one; refuses options that have no effect with it, or without.
+
+    Arguments:
+        path, notes_are, align, num_instruments: values of the options.
+        given: names of the options that are not defaults.
+    """
+    if path is None:
+        if num_instruments is None:
+            raise ValueError("--instruments: expected their number, or --notes, got neither.")
+        for name in ("notes_are", "align"):
+            if name in given:
+                raise ValueError(f"--{name.replace('_', '-')}: expected with --notes.")
+        return None
+    if notes_are == "all":
+        for name in _SEARCHING:
+            if name in given:
+                raise ValueError(f"--{name}: expected with notes to search, got --notes-are all.")
+    score = read_notes(path)
+    if score.num_instruments > (num_instruments or score.num_instruments):
+        raise ValueError(
+            f"--instruments: expected at least the {score.num_instruments} of {path}, got {num_instruments}."
+        )
+    return Notes(path.name, score, notes_are, align)
 
 
 def audio_format(name: str, bits: int | None) -> tuple[str, str]:

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from jaxsep.audio import Recording, check_tracks
 from jaxsep.cli.jobs import Job, finished_document
+from jaxsep.cli.options import Notes
 from jaxsep.cli.process import Backend, sentence, start_jax
 from jaxsep.cli.references import read_references
 from jaxsep.files import AudioError, OutputFolder
@@ -42,6 +43,7 @@ class Work:
     - `training`: arguments of `separate_neural` that are about training.
     - `part`: seconds of a recording beyond which it is separated in parts; `None` for never.
     - `dictionary`: file to use instead of learning.
+    - `notes`: that are known of the recording.
     - `audio`: suffix of the tracks, and their sample format.
     - `report`: whether to write a page, with figures if there are `references`.
     - `skip`: whether a folder that has these results already is left as it is.
@@ -56,6 +58,7 @@ class Work:
     training: dict[str, Any] = field(default_factory=dict)
     part: float | None = None
     dictionary: Path | None = None
+    notes: Notes | None = None
     report: bool = False
     references: list[Path] = field(default_factory=list)
     skip: bool = False
@@ -91,6 +94,8 @@ class Work:
         """What the document says of the input before it is read."""
         name = None if self.dictionary is None else self.dictionary.name
         source: dict[str, Any] = {"file": recording.path.name, "dictionary": name}
+        if self.notes is not None:
+            source |= {"notes": self.notes.file, "notes_are": self.notes.are, "align": self.notes.align}
         if self.part is not None:
             source["longest_part_s"] = self.part
         if self.skip:
@@ -108,6 +113,11 @@ class Work:
             raise ValueError(
                 f"--report: expected a recording of at most --part {self.part:g} s, "
                 f"got {recording.duration:.0f} s; the page holds all of the sound."
+            )
+        if long and self.notes is not None:
+            raise ValueError(
+                f"--notes: expected a recording of at most --part {self.part:g} s, "
+                f"got {recording.duration:.0f} s."
             )
         return long
 
@@ -136,4 +146,5 @@ class Work:
 
     def _request(self, progress):
         fields = ("settings", "dictionary", "seed")
-        return {name: getattr(self, name) for name in fields} | {"progress": progress}
+        request = {name: getattr(self, name) for name in fields} | {"progress": progress}
+        return request if self.notes is None else request | {"notes": self.notes}

@@ -8,7 +8,8 @@ from pathlib import Path
 import mido
 import numpy as np
 
-from jaxsep.notes.notes import Note, note_name
+from jaxsep.notes.note import Note, note_name
+from jaxsep.notes.score import default_name
 
 __all__ = ["NOTE_COLUMNS", "write_labels", "write_layer", "write_midi", "write_note_files", "write_notes"]
 
@@ -31,23 +32,27 @@ _CHANNELS = tuple(n for n in range(16) if n != 9)
 _PROGRAMS = (73, 42, 71, 56, 70, 40)  # flute, cello, clarinet, trumpet, bassoon, violin
 
 
-def write_note_files(folder: Path, notes: Sequence[Note], num_instruments: int) -> None:
+def write_note_files(folder: Path, notes: Sequence[Note], names: Sequence[str]) -> None:
     """Writes `notes.csv`, `notes.mid`, and `audacity-N.txt` and `sonic-visualiser-N.csv` for instrument N."""
-    write_notes(folder / "notes.csv", notes)
-    write_midi(folder / "notes.mid", notes, num_instruments)
-    for instrument in range(num_instruments):
+    write_notes(folder / "notes.csv", notes, names)
+    write_midi(folder / "notes.mid", notes, len(names), names=names)
+    for instrument in range(len(names)):
         own = [note for note in notes if note.instrument == instrument]
         write_labels(folder / f"audacity-{instrument + 1}.txt", own)
         write_layer(folder / f"sonic-visualiser-{instrument + 1}.csv", own)
 
 
-def write_notes(path: str | os.PathLike, notes: Iterable[Note]) -> None:
-    """Writes every note as a row of a CSV file.
+def write_notes(path: str | os.PathLike, notes: Iterable[Note], names: Sequence[str] = ()) -> None:
+    """Writes every note as a row of a CSV file, which `read_notes` reads.
 
     The columns are onset and offset in seconds, the number of the instrument (from 1, as the stems), the
     pitch in semitones as MIDI counts them, with cents after the point, the name of the nearest note of the
-    tempered scale, and the level in dB.
+    tempered scale, and the level in dB; then the confidence, if there is any, and the name of the instrument,
+    where `names` are their own.
     """
+    notes = list(notes)
+    doubted = any(note.confidence is not None for note in notes)
+    named = any(name != default_name(number) for number, name in enumerate(names))
     rows = [
         (
             f"{note.onset:.4f}",
@@ -56,10 +61,13 @@ def write_notes(path: str | os.PathLike, notes: Iterable[Note]) -> None:
             f"{note.pitch:.2f}",
             note_name(note.pitch),
             f"{note.level:.1f}",
+            *(["" if note.confidence is None else f"{note.confidence:.2f}"] if doubted else []),
+            *([names[note.instrument]] if named else []),
         )
         for note in notes
     ]
-    _write_rows(path, [NOTE_COLUMNS, *rows], ",")
+    header = [*NOTE_COLUMNS, *(["confidence"] if doubted else []), *(["instrument_name"] if named else [])]
+    _write_rows(path, [header, *rows], ",")
 
 
 def write_labels(path: str | os.PathLike, notes: Iterable[Note]) -> None:
@@ -93,7 +101,9 @@ def _write_rows(path, rows, delimiter):
         csv.writer(file, delimiter=delimiter, lineterminator="\n").writerows(rows)
 
 
-def write_midi(path: str | os.PathLike, notes: Sequence[Note], num_instruments: int) -> None:
+def write_midi(
+    path: str | os.PathLike, notes: Sequence[Note], num_instruments: int, *, names: Sequence[str] = ()
+) -> None:
     """Writes a standard MIDI file of type 1 with a track for each instrument.
 
     A note is the nearest key, and the pitch wheel, within ± 2 semitones, follows its bend. Notes of an
@@ -104,6 +114,7 @@ def write_midi(path: str | os.PathLike, notes: Sequence[Note], num_instruments: 
         path: the file.
         notes: in any order.
         num_instruments: at least 1; instruments without notes have an empty track.
+        names: of the instruments, for their tracks; by default `instrument 1` and so on.
 
     Example:
         >>> curve = {"times": np.array([0.5, 1.0]), "bend": np.array([69.0, 69.2])}
@@ -118,7 +129,8 @@ def write_midi(path: str | os.PathLike, notes: Sequence[Note], num_instruments: 
             (pair for pair in zip(notes, velocities, strict=True) if pair[0].instrument == instrument),
             key=lambda pair: pair[0].onset,
         )
-        file.tracks.append(_track(instrument, num_instruments, own))
+        name = names[instrument] if names else default_name(instrument)
+        file.tracks.append(_track(name, instrument, num_instruments, own))
     file.save(path)
 
 
@@ -128,9 +140,9 @@ def _velocities(notes):
     return np.clip(np.round(127 * 10 ** ((levels - levels.max(initial=-np.inf)) / 40)), 1, 127).astype(int)
 
 
-def _track(instrument, num_instruments, notes):
+def _track(name, instrument, num_instruments, notes):
     channels = _CHANNELS[instrument % len(_CHANNELS) :: num_instruments]
-    name = mido.MetaMessage("track_name", name=f"instrument {instrument + 1}")
+    name = mido.MetaMessage("track_name", name=name)
     program = _PROGRAMS[instrument % len(_PROGRAMS)]
     # What takes place at the same tick: the end of a note, then the wheel, then the next note.
     events = []

@@ -1,6 +1,7 @@
 """Notes formed from the tones of neighbouring frames."""
 
 import dataclasses
+from collections.abc import Sequence
 from itertools import pairwise
 
 import numpy as np
@@ -9,12 +10,11 @@ from numpy.typing import ArrayLike
 from scipy.signal import find_peaks
 
 from jaxsep.checks import check_settings, described, setting
+from jaxsep.notes.note import Note
 from jaxsep.tones.dictionary import Dictionary
 from jaxsep.tones.tones import Tones
 
-__all__ = ["Note", "NoteRule", "find_notes", "note_name", "to_midi"]
-
-_NAMES = ("C", "C♯", "D", "D♯", "E", "F", "F♯", "G", "G♯", "A", "A♯", "B")
+__all__ = ["NoteRule", "find_notes", "follow_notes", "to_midi"]
 
 #: Seconds after the first tone in which a note reaches the level that its onset is measured by.
 _ATTACK = 0.1
@@ -58,41 +58,9 @@ class NoteRule:
         check_settings(self)
 
 
-@dataclasses.dataclass(frozen=True)
-class Note:
-    """A note of one instrument.
-
-    - `instrument`: row of the dictionary, from 0.
-    - `onset`, `offset`: in seconds.
-    - `pitch`: median over its tones, in semitones as MIDI counts them: 69 is 440 Hz.
-    - `level`: median over its tones, in dB; a sinusoid of amplitude 1 has 0.
-    - `times`, `bend`: centres of its frames in seconds, and the pitch there.
-
-    Example:
-        >>> curve = {"times": np.array([0.5, 1.0]), "bend": np.array([69.0, 69.2])}
-        >>> note = jaxsep.Note(instrument=0, onset=0.5, offset=1.0, pitch=69.1, level=-20.0, **curve)
-        >>> note.offset - note.onset
-        0.5
-    """
-
-    instrument: int
-    onset: float
-    offset: float
-    pitch: float
-    level: float
-    times: Float[np.ndarray, " frames"]
-    bend: Float[np.ndarray, " frames"]
-
-
 def to_midi(frequency: ArrayLike) -> Float[np.ndarray, "..."]:
     """Pitch in semitones as MIDI counts them, `69 + 12 log2(f / 440 Hz)`, of frequencies above 0."""
     return 69 + 12 * np.log2(np.asarray(frequency, float) / 440)
-
-
-def note_name(pitch: float | int) -> str:
-    """Name of the nearest note of the tempered scale, such as `C♯5`."""
-    number = round(float(pitch))
-    return f"{_NAMES[number % 12]}{number // 12 - 1}"
 
 
 def find_notes(
@@ -143,6 +111,40 @@ def find_notes(
         parts.sort(key=lambda note: note.onset)
         notes += [n for n in _octaves_joined(parts, rule) if n.offset - n.onset >= rule.min_length]
     return sorted(notes, key=lambda note: (note.onset, note.instrument, note.pitch))
+
+
+def follow_notes(
+    notes: Sequence[Note], tones: Tones, times: Float[np.ndarray, " frames"], dictionary: Dictionary
+) -> list[Note]:
+    """Notes that are known, with the level and the pitch of their tones while they last.
+
+    Times and keys stay as they are; a note without any tone is silent, 100 dB below a sinusoid of amplitude
+    1. Other arguments as for `find_notes`.
+    """
+    instrument, level, pitch = _levels_and_pitches(tones, dictionary)
+    times = np.asarray(times, float)
+    followed = []
+    for note in notes:
+        frames = np.flatnonzero((times >= note.onset) & (times < note.offset))
+        mine = (instrument[frames] == note.instrument) & np.isfinite(level[frames])
+        distance = np.where(mine, np.abs(pitch[frames] - note.pitch), np.inf)
+        nearest = np.argmin(distance, axis=1)
+        heard = np.flatnonzero(distance[np.arange(frames.size), nearest] < 1)
+        frames, slots = frames[heard], nearest[heard]
+        if not frames.size:
+            followed.append(dataclasses.replace(note, level=-100.0))
+            continue
+        key = round(note.pitch)
+        followed.append(
+            dataclasses.replace(
+                note,
+                pitch=float(np.clip(np.median(pitch[frames, slots]), key - 0.49, key + 0.49)),
+                level=float(np.median(level[frames, slots])),
+                times=times[frames],
+                bend=pitch[frames, slots],
+            )
+        )
+    return followed
 
 
 def _levels_and_pitches(tones, dictionary):

@@ -47,8 +47,8 @@ def refit(
 ) -> Hypotheses:
     """Refines the tones proposed for the given frames (all by default).
 
-    Frames with no more tones than the instruments usually play are solved in that many slots, which is
-    cheaper than in all.
+    Frames with few tones are solved in few slots, which is cheaper than in all: as many as there are
+    instruments, twice as many and so on up to those of all that they usually play.
 
     Arguments:
         model: how to fit.
@@ -64,7 +64,8 @@ def refit(
     order = np.argsort(~np.asarray(tones.active), axis=1, kind="stable")
     tones = jax.tree.map(lambda x: np.take_along_axis(np.asarray(x), order, axis=1), tones)
     usual = min(dictionary.num_instruments * model.tones_per_instrument, tones.capacity)
-    many = np.sum(tones.active, axis=1) > usual
+    sizes = _sizes(dictionary.num_instruments, usual, tones.capacity)
+    size = np.searchsorted(sizes, np.sum(tones.active, axis=1))
     result = Hypotheses(tones, np.empty(frames.size, spectra.dtype))
 
     def refined_chunk(spectra, tones, goal):
@@ -72,7 +73,8 @@ def refit(
         harmonics = dictionary.of(tones, model.objective.axis)
         return _refine(model, spectra, tones, harmonics, goal)
 
-    for rows, slots in ((np.flatnonzero(~many), usual), (np.flatnonzero(many), tones.capacity)):
+    for number, slots in enumerate(sizes):
+        rows = np.flatnonzero(size == number)
         if rows.size:
             start = jax.tree.map(lambda x, rows=rows, slots=slots: x[rows, :slots], tones)
             refined = map_chunks(refined_chunk, spectra[frames[rows]], start, goal[rows])
@@ -81,6 +83,15 @@ def refit(
     audible = result.tones.active & (result.tones.amplitude > model.objective.offset)
     amplitude = np.where(audible, result.tones.amplitude, 0)
     return eqx.tree_at(lambda r: (r.tones.active, r.tones.amplitude), result, (audible, amplitude))
+
+
+def _sizes(least, usual, capacity):
+    """Numbers of slots for which there is a compiled program each."""
+    sizes = {usual, capacity}
+    while least < usual:
+        sizes.add(least)
+        least *= 2
+    return sorted(sizes)
 
 
 @eqx.filter_jit

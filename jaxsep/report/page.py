@@ -2,6 +2,7 @@
 
 import base64
 import io
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import soundfile
 from PIL import Image
 
 from jaxsep.audio import loudest_alone, mono, resample
-from jaxsep.notes.notes import Note, find_notes
+from jaxsep.notes.note import Note
 from jaxsep.progress import Progress
 from jaxsep.report.spectrograms import RANGE, audible_bins, levels
 from jaxsep.results.document import evaluation_document
@@ -74,7 +75,7 @@ def listening_page(results: Results, scores: dict[str, Any] | None = None) -> st
         results: as `read_results` returns them.
         scores: document of the evaluation of the stems against true ones, as `evaluation_document` makes it.
     """
-    notes = find_notes(results.tones, results.times, results.dictionary)
+    notes = results.notes
     mixture = levels(results.mixture, results.sample_rate, "log")
     bins = _band(results, mixture)
     residual = results.mixture - results.stems.sum(axis=0)
@@ -82,7 +83,8 @@ def listening_page(results: Results, scores: dict[str, Any] | None = None) -> st
     tracks = [_track("mixture", "Mixture", "0", mixture)]
     for number, stem in enumerate(results.stems):
         values = levels(stem, results.sample_rate, "log")
-        tracks.append(_track("stem", f"Instrument {number + 1}", str(number + 1), values, number))
+        name = results.names[number]
+        tracks.append(_track("stem", name[:1].upper() + name[1:], str(number + 1), values, number))
     samples = [results.mixture, *results.stems]
     if not is_silent:
         tracks.append(_track("residual", "Residual", "R", levels(residual, results.sample_rate, "log")))
@@ -99,6 +101,8 @@ def listening_page(results: Results, scores: dict[str, Any] | None = None) -> st
         media=media,
         is_silent=is_silent,
         harmonics=np.asarray(results.dictionary.harmonics).tolist(),
+        names=results.names,
+        file=shlex.quote(results.document["input"]["file"]),
         num_notes=len(notes),
         scores=scores,
         figure=lambda value: "—" if value is None else f"{value:.1f}",
@@ -178,10 +182,12 @@ def _data(results: Results, tracks: Sequence[dict], notes: Sequence[Note], durat
     return {
         "duration": duration,
         "rate": results.sample_rate,
+        "names": results.names,
         "band": [float(edge) for edge in edges],
         "kinds": [track["kind"] for track in tracks],
         "tones": [_fundamentals(results, n) for n in range(results.dictionary.num_instruments)],
         "notes": [_note(note) for note in notes],
+        "rests": [],
         "keys": [round(min(pitches)) - _MARGIN, round(max(pitches)) + _MARGIN],
     }
 
@@ -199,10 +205,12 @@ def _fundamentals(results, instrument):
 def _note(note):
     return {
         "instrument": note.instrument,
-        "onset": round(note.onset, 3),
-        "offset": round(note.offset, 3),
+        "onset": round(note.onset, 4),
+        "offset": round(note.offset, 4),
         "pitch": round(note.pitch, 2),
         "level": round(note.level, 1),
+        "confidence": note.confidence,
+        "held": False,
         "times": [round(float(x), 3) for x in note.times],
         "bend": [round(float(x), 2) for x in note.bend],
     }

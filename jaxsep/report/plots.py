@@ -69,14 +69,16 @@ def overview(
         for instrument in range(num_instruments) if row == 0 else [row - 1]:
             _draw_fundamentals(axes, separation, instrument)
         _title(
-            axes, "mixture" if row == 0 else f"instrument {row}", "black" if row == 0 else _colour(row - 1)
+            axes,
+            "mixture" if row == 0 else separation.names[row - 1],
+            "black" if row == 0 else _colour(row - 1),
         )
         if row < len(heights) - 1:
             axes.set_xlabel("")
             axes.tick_params(labelbottom=False)
     for instrument in range(num_instruments):
         _draw_harmonics(figure.add_subplot(grid[instrument + 1, 1]), separation, instrument)
-    _draw_key(figure, figure.add_subplot(grid[0, 1]), picture, num_instruments)
+    _draw_key(figure, figure.add_subplot(grid[0, 1]), picture, separation.names)
     if searched:
         _draw_confidence(figure.add_subplot(grid[rows, 0], sharex=shared), separation)
         _draw_costs(figure.add_subplot(grid[rows, 1]), separation.cost_trace)
@@ -143,11 +145,11 @@ def _draw_costs(axes, costs):
     _title(axes, "cost")
 
 
-def _draw_key(figure, axes, picture, num_instruments):
+def _draw_key(figure, axes, picture, names):
     axes.set_axis_off()
     marks = [
-        Line2D([], [], linestyle="", marker="o", markersize=5, color=_colour(n), label=f"instrument {n + 1}")
-        for n in range(num_instruments)
+        Line2D([], [], linestyle="", marker="o", markersize=5, color=_colour(n), label=name)
+        for n, name in enumerate(names)
     ]
     _title(axes, "fundamentals")
     axes.legend(handles=marks[:_MAX_KEYS], loc="upper left", frameon=False, fontsize=8)

@@ -57,6 +57,7 @@ def separation_document(
             "duration_s": shape[-1] / separation.sample_rate,
         },
         "num_instruments": shape[0],
+        "names": list(separation.names),
         "seed": seed,
         "settings": dataclasses.asdict(settings),
         "device": jax.devices()[0].device_kind,

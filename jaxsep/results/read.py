@@ -8,6 +8,10 @@ import numpy as np
 from jaxtyping import Float
 
 from jaxsep.audio import read_audio
+from jaxsep.notes.note import Note
+from jaxsep.notes.notes import follow_notes
+from jaxsep.notes.reading import read_score
+from jaxsep.notes.score import default_name
 from jaxsep.results.schema import read_document
 from jaxsep.results.tones import read_tones
 from jaxsep.tones.dictionary import Dictionary
@@ -28,6 +32,8 @@ class Results:
       a sinusoid, since the table has none.
     - `times`: centre of each frame in seconds.
     - `dictionary`: harmonics of each instrument.
+    - `names`: of the instruments.
+    - `notes`: of all instruments, with the pitch of their tones.
     """
 
     document: dict[str, Any]
@@ -37,6 +43,8 @@ class Results:
     tones: Tones
     times: Float[np.ndarray, " frames"]
     dictionary: Dictionary
+    names: list[str]
+    notes: list[Note]
 
 
 def read_results(folder: Path) -> Results:
@@ -65,4 +73,14 @@ def read_results(folder: Path) -> Results:
     num_frames = 1 + int(np.ceil(mixture.shape[1] / sample_rate / spacing))
     tones = read_tones(folder / "tones.csv", spacing, num_frames, len(stems))
     times = np.arange(num_frames) * spacing
-    return Results(document, mixture, np.stack(stems), sample_rate, tones, times, dictionary)
+    names = document.get("names") or [default_name(number) for number in range(len(stems))]
+    score = read_score(folder / "notes.csv")
+    if score.num_instruments > len(stems):
+        raise ValueError(
+            f"{folder / 'notes.csv'} has {score.num_instruments} instruments, "
+            f"expected at most {len(stems)}, as there are stems."
+        )
+    curves = follow_notes(score.notes, tones, times, dictionary)
+    pairs = zip(score.notes, curves, strict=True)
+    notes = [dataclasses.replace(note, times=curve.times, bend=curve.bend) for note, curve in pairs]
+    return Results(document, mixture, np.stack(stems), sample_rate, tones, times, dictionary, names, notes)

@@ -1,6 +1,8 @@
 """What a separation leaves in its folder."""
 
-from collections.abc import Iterable
+import dataclasses
+import re
+from collections.abc import Iterable, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -12,13 +14,15 @@ import soundfile
 from jaxsep.audio import FORMATS
 from jaxsep.files import AudioError, native, write_reason
 from jaxsep.notes.formats import write_note_files
-from jaxsep.notes.notes import find_notes
+from jaxsep.notes.note import Note
+from jaxsep.notes.notes import find_notes, follow_notes
+from jaxsep.notes.score import default_name
 from jaxsep.results.document import separation_document
 from jaxsep.results.schema import to_json
 from jaxsep.results.tones import write_tones
 from jaxsep.separation.result import Separation
 
-__all__ = ["Tracks", "write_results"]
+__all__ = ["Tracks", "notes_of", "stem_name", "write_results"]
 
 
 def write_results(
@@ -40,7 +44,7 @@ def write_results(
     found, length = [], 0
     with Tracks(folder, *audio) as tracks:
         for samples, piece in pieces:
-            tracks.append(samples, piece.stems, piece.sample_rate)
+            tracks.append(samples, piece.stems, piece.sample_rate, piece.names)
             *kind, num_samples = piece.stems.shape
             length += num_samples
             # Not a slice, which would keep the stems in memory.
@@ -49,10 +53,48 @@ def write_results(
     document = separation_document(separation, shape=(*kind, length), **about) | tracks.written
     separation.dictionary.save(folder / "dictionary.npz")
     write_tones(folder / "tones.csv", separation)
-    notes = find_notes(separation.tones, separation.times, separation.dictionary)
-    write_note_files(folder, notes, separation.dictionary.num_instruments)
+    write_note_files(folder, notes_of(separation), separation.names)
     (folder / "separation.json").write_text(to_json(document), encoding="utf-8")
     return document
+
+
+def notes_of(separation: Separation) -> list[Note]:
+    """The notes of a separation: those that were all known before, or else those that its tones form."""
+    played = separation.tones, separation.times, separation.dictionary
+    known = separation.notes
+    if known is not None and known.notes_are == "all":
+        return follow_notes(known.score.notes, *played)
+    return [
+        dataclasses.replace(note, confidence=_confidence(note, separation)) for note in find_notes(*played)
+    ]
+
+
+def _confidence(note, separation):
+    """The mean over the note's frames, where no frame is surer than enough."""
+    during = (separation.times >= note.onset) & (separation.times < note.offset)
+    values = np.minimum(separation.confidence[during], _ENOUGH)
+    return float(values.mean()) if values.size and not np.isnan(values).any() else None
+
+
+#: Confidence at which a frame is as sure as can be.
+_ENOUGH = 3.0
+
+
+def stem_name(instrument: int, name: str) -> str:
+    """Name of a stem's file without its suffix: the number, from 1, and the instrument's name if it has one.
+
+    Example:
+        >>> stem_name(0, "instrument 1"), stem_name(1, "Violin I / solo")
+        ('stem-1', 'stem-2-Violin-I-solo')
+    """
+    number = f"stem-{instrument + 1}"
+    # Letters and digits of any language; other signs may separate folders, or be none in a name.
+    words = "-".join(re.findall(r"[^\W_]+", name))[:_LONGEST_NAME].strip("-")
+    return number if name == default_name(instrument) or not words else f"{number}-{words}"
+
+
+#: Characters of an instrument's name in that of its file.
+_LONGEST_NAME = 40
 
 
 class Tracks:
@@ -78,13 +120,16 @@ class Tracks:
     def __enter__(self) -> "Tracks":
         return self
 
-    def append(self, mixture: np.ndarray, stems: np.ndarray, sample_rate: int) -> None:
-        """A piece of the mixture, `[samples]` or `[channels, samples]`, and of the stems."""
+    def append(
+        self, mixture: np.ndarray, stems: np.ndarray, sample_rate: int, names: Sequence[str] = ()
+    ) -> None:
+        """A piece of the mixture, `[samples]` or `[channels, samples]`, and of the stems with their names."""
         tracks = [np.atleast_2d(track) for track in (mixture, *stems)]
         if not all(np.isfinite(track).all() for track in tracks):
             raise ValueError("the stems are not finite; other settings, or another seed, may help.")
         if not self._drafts:
-            names = ["mixture", *(f"stem-{number}" for number in range(1, len(tracks)))]
+            names = names or [default_name(number) for number in range(len(stems))]
+            names = ["mixture", *(stem_name(number, name) for number, name in enumerate(names))]
             options = {"samplerate": sample_rate, "channels": len(tracks[0])}
             for path in (self._folder / f"{name}{self._suffix}" for name in names):
                 self._drafts[path] = soundfile.SoundFile(

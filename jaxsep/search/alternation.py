@@ -15,6 +15,7 @@ from jaxsep.learning.octaves import raise_octaves
 from jaxsep.pursuit.recording import Hypotheses, pursue, refit
 from jaxsep.pursuit.refinement import ToneFit
 from jaxsep.search.hypotheses import LEAST_SCALE, Exploration, cheapest, explore, moves, propagate
+from jaxsep.search.known import Known
 from jaxsep.search.moves import arrange, ringing
 from jaxsep.search.streams import Streaming, stream
 from jaxsep.search.voices import VoiceModel, Voices
@@ -111,6 +112,8 @@ class Alternation(eqx.Module):
         *,
         dry: Float[np.ndarray, "frames bins"] | None = None,
         find: Finder = pursue,
+        begin: Known | None = None,
+        known: Known | None = None,
     ) -> SearchResult:
         """Tones and dictionary of a recording.
 
@@ -122,18 +125,22 @@ class Alternation(eqx.Module):
             advance: hears of every start and every exploration.
             dry: the spectra without what only rings on (`Background`); by default they are the same.
             find: begins, with each frame by itself.
+            begin: notes that take the place of what was found; then there is one start for each dictionary,
+                and one way.
+            known: notes that stay as they are, from beginning to end.
         """
         trace: list[float] = []
         tick = lambda: advance(f"cost {trace[-1]:.3f}" if trace else "")
         dry = spectra if dry is None else dry
         near = tuple(sorted({max(1, round(span / self.stride)) for span in self.spans}))
-        few = _Frames(model, dry[:: self.stride], near, self.stride * spacing, self.voices, 1.0, tick)
+        notes = [None if each is None else each.every(self.stride) for each in (begin, known)]
+        few = _Frames(model, dry[:: self.stride], near, self.stride * spacing, self.voices, 1.0, tick, *notes)
         starts = [few.each_alone(find, dictionary.plain) for dictionary in dictionaries]
         scale = max(float(starts[0].found.loss.mean()), LEAST_SCALE)
         few = eqx.tree_at(lambda frames: frames.scale, few, scale)
-        if self.learn:
+        if self.learn and begin is None:
             starts = [few.streamed(start.tones, start.dictionary) for start in starts]
-            if dictionaries[0].num_instruments > 1:
+            if dictionaries[0].num_instruments > 1 and known is None:
                 starts.append(few.one_sound(find, *dictionaries[0].harmonics.shape))
         for _ in range(self.rounds):
             ends = sorted((self._round(few, start) for start in starts), key=lambda state: state.cost)
@@ -141,10 +148,12 @@ class Alternation(eqx.Module):
             trace.append(starts[0].cost)
         state = starts[0]
 
-        frames = _Frames(model, dry, self.spans, spacing, self.voices, scale, tick)
+        frames = _Frames(model, dry, self.spans, spacing, self.voices, scale, tick, begin, known)
         # A given dictionary sounds from here on as it was learned.
         dictionary = state.dictionary if self.learn else dictionaries[0]
-        state = frames.refitted(_spread(state.found.tones, self.stride, len(spectra)), dictionary)
+        state = frames.refitted(
+            frames.bound(_spread(state.found.tones, self.stride, len(spectra))), dictionary
+        )
         if self.learn and self.rounds:
             state = self._round(frames, state)
             trace.append(state.cost)
@@ -192,12 +201,19 @@ class _Frames(eqx.Module):
     voices: VoiceModel | Voices
     scale: float
     tick: Callable[[], None]
+    begin: Known | None = None
+    known: Known | None = None
+
+    def bound(self, tones: Tones) -> Tones:
+        """The nearest tones that agree with what is known."""
+        return tones if self.known is None else self.known.bind(tones)
 
     def each_alone(self, find: Finder, dictionary: Dictionary) -> _State:
         found = find(self.model, self.spectra, dictionary.harmonics, lambda: None)
         found = propagate(self.model, self.spectra, dictionary, found, self.spans)
         self.tick()
-        return _State(found, dictionary).arranged(self.model.tones_per_instrument)
+        state = _State(found, dictionary).arranged(self.model.tones_per_instrument)
+        return state if self.begin is None else self.refitted(self.begin.bind(state.tones), dictionary)
 
     def one_sound(self, find: Finder, number: int, num_harmonics: int) -> _State:
         """All instruments begin alike, and become different by the tracks that go to them."""
@@ -211,6 +227,8 @@ class _Frames(eqx.Module):
     def streamed(self, tones: Tones, dictionary: Dictionary, number: int | None = None) -> _State:
         """The tracks of the tones given to the instruments, and the dictionary that suits them."""
         number, limit = number or dictionary.num_instruments, self.model.tones_per_instrument
+        if self.begin is not None or self.known is not None:
+            return self.learned(tones, dictionary)  # who plays what is known
         # A line can be told from a chord, but not the lines within it.
         costs = Streaming() if limit == 1 else Streaming(overlap=0.0)
         parts = self.model.objective, self.spectra, tones, dictionary, number, self.spacing, costs
@@ -224,7 +242,9 @@ class _Frames(eqx.Module):
         rows = fit_dictionary(self.model.objective, self.spectra, tones, dictionary.plain).harmonics
         peak = np.max(np.asarray(rows), axis=1)
         peak = np.where(peak > 0, peak, 1)
-        rows, factor = raise_octaves(rows / peak[:, None])
+        rows, factor = rows / peak[:, None], np.ones(len(rows))
+        if self.begin is None:  # else the notes tell the octave
+            rows, factor = raise_octaves(rows)
         shift = self.model.objective.axis.bins_per_neper * np.log(factor)
         places = tones.fundamental + shift[tones.instrument]
         fields = tones.amplitude * peak[tones.instrument], places.astype(tones.fundamental.dtype)
@@ -251,10 +271,12 @@ class _Frames(eqx.Module):
         return _State(state.found, state.dictionary, cost)
 
     def moves(self, state: _State) -> Iterator[Tones]:
-        return moves(self.model, self.spectra, state.dictionary.harmonics, state.tones, self.spans)
+        offers = moves(self.model, self.spectra, state.dictionary.harmonics, state.tones, self.spans)
+        return map(self.bound, offers)
 
     def explore(self, state: _State, voices: Voices, proposals: Iterable[Tones]) -> Exploration:
-        explored = explore(self.model, self.spectra, state.dictionary, state.found, voices, proposals)
+        agrees = None if self.known is None else self.known.agrees
+        explored = explore(self.model, self.spectra, state.dictionary, state.found, voices, proposals, agrees)
         self.tick()
         return explored
 
@@ -263,7 +285,7 @@ class _Frames(eqx.Module):
         wide = state.arranged(self.model.tones_per_instrument + 1)
         more = ringing(wide.tones, wide.dictionary.num_instruments, _RINGING)
         voices = self.costs(wide)
-        return self.explore(wide, voices, itertools.chain(self.moves(wide), more)), voices
+        return self.explore(wide, voices, itertools.chain(self.moves(wide), map(self.bound, more))), voices
 
 
 def _spread(tones, stride, num_frames):

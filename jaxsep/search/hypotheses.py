@@ -5,7 +5,7 @@ much lower loss. A frame nearby that got them right offers them: refined and kep
 they lower P1's objective without changing it.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import equinox as eqx
 import jax
@@ -147,6 +147,7 @@ def explore(
     found: Hypotheses,
     voices: Voices,
     proposals: Iterable[Tones],
+    agrees: Callable[[Int[np.ndarray, " proposed"], Tones], Bool[np.ndarray, " proposed"]] | None = None,
 ) -> Exploration:
     """Refines what is proposed for the frames and takes the cheapest path through all hypotheses.
 
@@ -157,6 +158,7 @@ def explore(
         found: the tones so far, `[frames, slots]`, the first hypothesis of each frame.
         voices: costs of tones and changes; the result never costs more than `found`.
         proposals: tones for every frame, `[frames, slots]`. What a frame has seen, to a bin, is skipped.
+        agrees: from frames and refined tones, whether these agree with what is known (default: all do).
 
     Returns: the path's tones with their loss, its cost per frame, and the confidence in each frame.
     """
@@ -166,7 +168,8 @@ def explore(
     refined = refit(model, spectra, dictionary, tones, goal[frames], frames)
     number = dictionary.num_instruments
     arranged = arrange(refined.tones, number, found.tones.capacity // number)
-    refined = Hypotheses(arranged, refined.loss)
+    kept = True if agrees is None else agrees(frames, arranged)
+    refined = Hypotheses(arranged, np.where(kept, refined.loss, np.inf).astype(refined.loss.dtype))
     pool = _pool(found, frames, refined)
     path = cheapest(voices, pool)
     rows = np.arange(found.loss.size)

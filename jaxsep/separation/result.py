@@ -4,7 +4,7 @@ import dataclasses
 import itertools
 import warnings
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -13,10 +13,12 @@ from jaxtyping import Bool, Float
 
 from jaxsep.audio import check_samples, loudest_alone
 from jaxsep.files import AudioWarning
+from jaxsep.notes.score import Score, default_name
+from jaxsep.separation.settings import NOTES_ARE, SeparationSettings
 from jaxsep.tones.dictionary import Dictionary
 from jaxsep.tones.tones import Tones
 
-__all__ = ["Separation", "check_request", "level_of"]
+__all__ = ["KnownNotes", "Separation", "check_notes", "check_request", "level_of"]
 
 #: Seconds of a window, the shortest recording.
 _WINDOW = 0.256
@@ -26,6 +28,13 @@ _FAINTEST, _ORDINARY = 1e-30, 20
 
 #: More instruments than anyone can tell apart blindly: surely a mistake.
 _MAX_INSTRUMENTS = 16
+
+
+class KnownNotes(NamedTuple):
+    """Notes of a recording, and how much they bind: `all`, `held` or `start`."""
+
+    score: Score
+    notes_are: str
 
 
 class Separation(eqx.Module):
@@ -47,6 +56,7 @@ class Separation(eqx.Module):
       (`VoiceModel`); without the full search, the mean loss alone.
     - `restart_losses`: of every learned dictionary, the chosen one first; empty where none was.
     - `seconds`: wall time of every stage.
+    - `notes`: that were known before, and how much they bind.
 
     Example:
         >>> mixture, stems, rate = jaxsep.demo_recording()
@@ -66,6 +76,13 @@ class Separation(eqx.Module):
     cost_trace: tuple[float, ...]
     restart_losses: tuple[float, ...]
     seconds: dict[str, float]
+    notes: KnownNotes | None = eqx.field(static=True, default=None)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the instruments: those that the notes have, or their numbers."""
+        named = () if self.notes is None else self.notes.score.names
+        return (*named, *(default_name(n) for n in range(len(named), self.dictionary.num_instruments)))
 
     def at_frames(self, chosen: Bool[np.ndarray, " frames"]) -> "Separation":
         """What was found in some of the frames; the stems stay as they are."""
@@ -136,3 +153,33 @@ def check_request(
             stacklevel=3,
         )
     return int(sample_rate), int(num_instruments)
+
+
+def check_notes(
+    score: Score | None,
+    notes_are: str,
+    num_instruments: int,
+    duration: float,
+    settings: SeparationSettings,
+) -> KnownNotes | None:
+    """Refuses notes that are none of a recording of so many seconds, with one sentence; cuts them at its end.
+
+    Instruments that the notes lack have nothing to play in them.
+    """
+    if notes_are not in NOTES_ARE:
+        raise ValueError(f"notes_are: expected {' or '.join(map(repr, NOTES_ARE))}, got {notes_are!r}")
+    if score is None:
+        return None
+    if num_instruments < score.num_instruments:
+        raise ValueError(
+            f"notes: expected those of at most {num_instruments} instruments, got {score.num_instruments}"
+        )
+    heard = score.within(duration)
+    if not heard.notes:
+        raise ValueError(f"notes: expected some within the {duration:.1f} s of the recording, got none")
+    if notes_are != "all" and settings.search == "greedy":
+        raise ValueError(
+            f"notes_are: expected 'all' with greedy search, which has no start, got {notes_are!r}"
+        )
+    more = (default_name(number) for number in range(score.num_instruments, num_instruments))
+    return KnownNotes(dataclasses.replace(heard, names=(*heard.names, *more)), notes_are)

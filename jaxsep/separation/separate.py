@@ -14,11 +14,12 @@ import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from jaxsep.audio import Recording, resample
+from jaxsep.notes.score import Score
 from jaxsep.progress import Progress
 from jaxsep.search.voices import VoiceModel
 from jaxsep.separation.chunks import ANALYSIS_RATE
-from jaxsep.separation.result import Separation, check_request, level_of
-from jaxsep.separation.settings import SeparationSettings
+from jaxsep.separation.result import Separation, check_notes, check_request, level_of
+from jaxsep.separation.settings import NOTES_ARE, SeparationSettings
 from jaxsep.separation.stages import Part, Stages
 from jaxsep.tones.dictionary import Dictionary
 
@@ -37,8 +38,11 @@ _EXCERPTS, _EXCERPT = 4, 16
 def separate(
     samples: Float[np.ndarray | Array, "*channels samples"],
     sample_rate: int | np.integer,
-    num_instruments: int | np.integer,
+    num_instruments: int | np.integer | None = None,
     *,
+    notes: Score | None = None,
+    notes_are: str = NOTES_ARE[0],
+    align: bool = False,
     settings: SeparationSettings = SeparationSettings(),
     voices: VoiceModel = VoiceModel(),
     dictionary: Dictionary | None = None,
@@ -47,11 +51,21 @@ def separate(
 ) -> Separation:
     """Separates a recording into its instruments, without training data or knowledge of them (P1).
 
+    What a musician knows can be told by notes, which say how many instruments there are, too. If they are
+    all, nothing is searched: their pitch, loudness and edges are found, with the dictionary that suits them.
+
     Arguments:
         samples: `[samples]` or `[channels, samples]`; channels are averaged for the analysis, and the masks
             are applied to each.
         sample_rate: in Hz; the analysis runs at 48 kHz inside.
-        num_instruments: at least 1.
+        num_instruments: at least 1; by default as many as the notes have.
+        notes: of the recording, from `read_notes`. Their times may be roughly right, to a tenth of a second;
+            tuning and vibrato are found.
+        notes_are: how much they bind. `"all"`: nothing else sounds, and nothing is searched. `"held"`: those
+            that are held stay, the others begin, and the rest is searched; `Rest`s are silent. `"start"`: the
+            search begins there, and may change all.
+        align: whether the notes are at another tempo, and first brought to the times of the recording
+            (`align_notes`).
         settings: options.
         voices: what notes have in common, for the full search.
         dictionary: instruments learned from another recording; without one they are learned from this.
@@ -62,8 +76,8 @@ def separate(
     with masking, a share above 0 and one phase iteration, as by default. All of it is in memory, 0.4 MB of
     spectra for each second besides the samples: `separate_parts` is for hours.
 
-    Raises: `ValueError` for samples that are not finite, silent, or shorter than a window (0.256 s), and for
-    a dictionary whose number of instruments is not `num_instruments`.
+    Raises: `ValueError` for samples that are not finite, silent, or shorter than a window (0.256 s), for a
+    dictionary whose number of instruments is not `num_instruments`, and for notes that are no part of it.
 
     Example:
         >>> mixture, stems, rate = jaxsep.demo_recording()
@@ -73,11 +87,18 @@ def separate(
         ((2, 44100), True)
     """
     samples = np.asarray(samples)
+    if num_instruments is None and notes is not None:
+        num_instruments = notes.num_instruments
     sample_rate, num_instruments = check_request(samples, sample_rate, num_instruments, dictionary)
+    duration = samples.shape[-1] / sample_rate
+    known = check_notes(notes, notes_are, num_instruments, np.inf if align else duration, settings)
     stages, level = Stages(settings, progress), level_of(samples)
     part = Part.whole((np.atleast_2d(samples) / level).astype(np.float32), sample_rate)
     spectra = stages.spectra(part.analysed)
-    found = stages.explain(part, spectra, stages.survey(spectra, num_instruments, dictionary, voices, key))
+    if align and known is not None:
+        known = known._replace(score=stages.aligned(spectra, known.score).within(duration))
+    survey = stages.survey(spectra, num_instruments, dictionary, voices, key, known)
+    found = stages.explain(part, spectra, survey)
     found = eqx.tree_at(lambda s: s.stems, found, found.stems.reshape(num_instruments, *samples.shape))
     return found.louder(level)
 

@@ -5,10 +5,13 @@ from typing import Any, ClassVar
 
 from jaxsep.checks import check_settings, described, setting
 
-__all__ = ["METHODS", "PursuitSettings", "SeparationSettings"]
+__all__ = ["METHODS", "NOTES_ARE", "PursuitSettings", "SeparationSettings"]
 
 #: What finds the tones of each frame by itself.
 METHODS = ("pursuit", "blasso")
+
+#: How much notes bind that are known: they are all; or they stay, and the rest is searched; or they begin.
+NOTES_ARE = ("all", "held", "start")
 
 
 @described

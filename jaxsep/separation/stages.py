@@ -1,5 +1,6 @@
 """The stages of a separation by sparse pursuit or the Beurling LASSO: spectra, dictionaries, tones, stems."""
 
+import dataclasses
 import functools
 import time
 from collections.abc import Iterator
@@ -11,20 +12,25 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, PRNGKeyArray
+from scipy.optimize import linear_sum_assignment
 
 from jaxsep.audio import mono, resample
 from jaxsep.blasso.decompose import decompose
 from jaxsep.learning.learner import DictionaryLearner
 from jaxsep.learning.restarts import learn_dictionaries
+from jaxsep.notes.alignment import align_notes
+from jaxsep.notes.score import Score
 from jaxsep.numerics.devices import num_chunks
 from jaxsep.progress import Progress
 from jaxsep.pursuit.loss import LiftedLoss
 from jaxsep.pursuit.recording import pursue
 from jaxsep.pursuit.tone_pursuit import TonePursuit
 from jaxsep.search.alternation import Alternation, Finder, SearchResult
+from jaxsep.search.given import GivenNotes, heard_dictionary
+from jaxsep.search.known import known_tones
 from jaxsep.search.voices import VoiceModel, Voices
 from jaxsep.separation.chunks import ANALYSIS_RATE, log_spectra, resynthesise
-from jaxsep.separation.result import Separation
+from jaxsep.separation.result import KnownNotes, Separation
 from jaxsep.separation.settings import SeparationSettings
 from jaxsep.signal.axes import LogAxis
 from jaxsep.signal.background import foreground
@@ -37,6 +43,9 @@ __all__ = ["Clock", "Part", "Stages", "Survey"]
 
 #: Restarts that the search of the whole recording begins with.
 _STARTS = 2
+
+#: Seconds of notes that teach what their instrument sounds like.
+_TEACHES = 1.0
 
 #: How far apart in seconds frames offer each other their tones.
 _SPANS = (0.01, 0.02, 0.06, 0.13, 0.26)
@@ -74,6 +83,7 @@ class Survey(NamedTuple):
     - `losses`: of all dictionaries that were learned.
     - `voices`: what notes have in common; `Voices` are those of this recording.
     - `peak`: largest value of the spectra, by which they are divided.
+    - `notes`: that are known of it.
     """
 
     dictionaries: tuple[Dictionary, ...]
@@ -81,6 +91,7 @@ class Survey(NamedTuple):
     losses: tuple[float, ...]
     voices: VoiceModel | Voices
     peak: float
+    notes: KnownNotes | None = None
 
 
 class Stages:
@@ -103,6 +114,14 @@ class Stages:
         with self.clock("spectrogram"), self.progress.stage("log-frequency spectrogram", total) as advance:
             return log_spectra(mono(samples), self.stft, self.axis, peaks, advance)
 
+    def aligned(self, spectra: Float[np.ndarray, "frames bins"], score: Score) -> Score:
+        """Notes at the times at which a whole recording plays them."""
+        with self.clock("alignment"), self.progress.stage("aligning the notes", 1) as advance:
+            times = np.arange(len(spectra)) * self.settings.hop / ANALYSIS_RATE
+            moved = align_notes(score, spectra / max(float(spectra.max()), 1e-30), times, self.axis)
+            advance()
+        return moved
+
     def survey(
         self,
         spectra: Float[np.ndarray, "frames bins"],
@@ -110,14 +129,19 @@ class Stages:
         dictionary: Dictionary | None,
         voices: VoiceModel,
         key: PRNGKeyArray,
+        notes: KnownNotes | None = None,
     ) -> Survey:
-        """Dictionaries learned from spectra, unless one is given; it stays as it is."""
+        """Dictionaries learned from spectra, unless one is given, which stays as it is, or all notes are."""
         peak = float(spectra.max())
         if not peak > 0:
             raise ValueError("samples: expected sound that lasts, within the range of hearing, got none")
         if dictionary is not None:
             dictionary = dictionary if self.settings.timbre else dictionary.plain
-            return Survey((dictionary,), False, (), voices, peak)
+            return Survey((dictionary,), False, (), voices, peak, notes)
+        if notes is not None and notes.notes_are == "all":
+            return Survey((), True, (), voices, peak, notes)
+        if notes is not None and (taught := self._taught(spectra / peak, notes.score)) is not None:
+            return Survey((taught,), True, (), voices, peak, notes)
         settings = self.settings
         learner = DictionaryLearner(
             # The dictionary averages over many frames: tones need not be exact to teach it.
@@ -131,8 +155,12 @@ class Stages:
             restarts = learn_dictionaries(
                 spectra / peak, learner, settings.restarts, progress=self.progress, key=key
             )
-        dictionaries = tuple(Dictionary(restart.harmonics) for restart in restarts[:_STARTS])
-        return Survey(dictionaries, True, tuple(restart.loss for restart in restarts), voices, peak)
+        dictionaries = [Dictionary(restart.harmonics) for restart in restarts[:_STARTS]]
+        if notes is not None:
+            heard = self._heard(spectra / peak, notes.score)
+            dictionaries = [_like(dictionary, *heard) for dictionary in dictionaries]
+        losses = tuple(restart.loss for restart in restarts)
+        return Survey(tuple(dictionaries), True, losses, voices, peak, notes)
 
     def settled(self, spectra: Float[np.ndarray, "frames bins"], survey: Survey) -> Survey:
         """The survey with the one dictionary, and the voices, that explain these spectra best."""
@@ -146,6 +174,16 @@ class Stages:
         """Tones and dictionary that explain spectra."""
         spectra = spectra / survey.peak
         with self.clock("pursuit"):
+            if survey.notes is not None and survey.notes.notes_are == "all":
+                return self._at_notes(spectra, survey)
+            notes, model = {}, self._model(survey.notes)
+            if survey.notes is not None:
+                score, known = survey.notes.score, functools.partial(self._known, spectra, everywhere=False)
+                notes["begin"] = known(score).as_listed()
+                if survey.notes.notes_are == "held":
+                    held = [note for note in score.notes if note.held]
+                    held = dataclasses.replace(score, notes=held)
+                    notes["known"] = known(held) if held.notes or held.rests else None
             if self.settings.search == "greedy":
                 return self._greedy(spectra, survey.dictionaries[0].plain)
             alternation = Alternation(
@@ -157,11 +195,10 @@ class Stages:
             )
             total = alternation.num_steps(len(survey.dictionaries))
             with self.progress.stage("finding the tones", total) as advance:
-                model = _with_tolerance(self.pursuit, 1e-4)
                 spacing = self.settings.hop / ANALYSIS_RATE
                 dry = foreground(spectra, spacing)
                 return alternation(
-                    model, spectra, survey.dictionaries, spacing, advance, dry=dry, find=self._finder
+                    model, spectra, survey.dictionaries, spacing, advance, dry=dry, find=self._finder, **notes
                 )
 
     def explain(self, part: Part, spectra: Float[np.ndarray, "frames bins"], survey: Survey) -> Separation:
@@ -169,7 +206,7 @@ class Stages:
         found = self.search(spectra, survey)
         tones = jax.tree.map(np.asarray, found.tones.in_hz(self.axis, survey.peak))
         with self.clock("resynthesis"):
-            stems = self._stems(part, tones, found.dictionary)
+            stems = self._stems(part, tones, found.dictionary, spread=survey.notes is not None)
         frames = part.first_frame + np.arange(found.loss.size)
         return Separation(
             stems=stems,
@@ -182,6 +219,7 @@ class Stages:
             cost_trace=found.cost_trace,
             restart_losses=survey.losses,
             seconds=self.clock.taken(),
+            notes=survey.notes,
         )
 
     @property
@@ -191,6 +229,40 @@ class Stages:
             return functools.partial(decompose, alpha=self.settings.alpha)
         return pursue
 
+    def _model(self, notes: KnownNotes | None):
+        """How tones are fitted, in as many slots as the instruments play at a time."""
+        most = self.settings.tones_per_instrument
+        most = most if notes is None else max(most, notes.score.polyphony())
+        return _with_tolerance(TonePursuit(LiftedLoss(self.axis), most), 1e-4)
+
+    def _known(self, spectra, score, everywhere):
+        """What notes say of every frame of a whole recording."""
+        times = np.arange(len(spectra)) * self.settings.hop / ANALYSIS_RATE
+        return known_tones(score, times, spectra, self.axis, everywhere=everywhere)
+
+    def _at_notes(self, spectra, survey):
+        """The tones of notes that are all."""
+        settings, model = self.settings, self._model(survey.notes)
+        known = self._known(spectra, survey.notes.score, everywhere=True)
+        fit = GivenNotes(spans=_spans(settings.hop), timbre=settings.timbre)
+        dictionary = None if survey.learn else survey.dictionaries[0]
+        with self.progress.stage("fitting the notes", fit.num_steps) as advance:
+            return fit(model, spectra, known, dictionary, advance)
+
+    def _heard(self, spectra, score):
+        """The dictionary that is heard at notes, and which instruments these teach."""
+        known = self._known(spectra, score, everywhere=False)
+        tones = known.sounding(self._model(KnownNotes(score, "")).tones_per_instrument)
+        seconds = np.zeros(score.num_instruments)
+        for note in score.notes:
+            seconds[note.instrument] += note.offset - note.onset
+        return heard_dictionary(spectra, tones, score.num_instruments, self.axis), seconds >= _TEACHES
+
+    def _taught(self, spectra, score):
+        """The dictionary that notes teach, if they do so of all instruments."""
+        heard, taught = self._heard(spectra, score)
+        return heard if taught.all() else None
+
     def _greedy(self, spectra, dictionary):
         """The tones of each frame alone (P1)."""
         model = _with_tolerance(self.pursuit, self.pursuit.solver.tolerance)
@@ -199,14 +271,16 @@ class Stages:
         unknown = np.full(found.loss.size, np.nan, np.float32)
         return SearchResult(found.tones, found.loss, dictionary, (float(found.loss.mean()),), unknown)
 
-    def _stems(self, part: Part, tones: Tones, dictionary: Dictionary):
+    def _stems(self, part: Part, tones: Tones, dictionary: Dictionary, spread: bool):
         """Stems at the recording's own rate and length."""
         settings, num_samples = self.settings, part.channels.shape[1]
         number = dictionary.num_instruments
         total = settings.phase_iterations * num_chunks(self.stft.num_frames(part.analysed.shape[1]))
         with self.progress.stage("resynthesis", total) as advance:
             harmonics = np.asarray(dictionary.of(tones))
-            stems = resynthesise(part.analysed, tones, harmonics, number, self.stft, settings, advance)
+            stems = resynthesise(
+                part.analysed, tones, harmonics, number, self.stft, settings, advance, spread=spread
+            )
         stems = np.stack(
             [resample(stem, ANALYSIS_RATE, part.sample_rate) for stem in stems[..., part.skip :]]
         )
@@ -236,6 +310,14 @@ class Clock:
         """Seconds of every stage since the last call."""
         seconds, self._seconds = self._seconds, {}
         return seconds
+
+
+def _like(dictionary, heard, taught):
+    """The rows of a learned dictionary in the order of heard ones, which take the place of some."""
+    rows, wanted = (np.asarray(each.harmonics) for each in (dictionary, heard))
+    unit = lambda x: x / np.linalg.norm(x, axis=1, keepdims=True)
+    _, order = linear_sum_assignment(-unit(wanted) @ unit(rows).T)
+    return Dictionary(jnp.asarray(np.where(taught[:, None], wanted, rows[order])))
 
 
 def _spans(hop):

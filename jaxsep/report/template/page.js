@@ -11,6 +11,8 @@ const tracks = [...document.querySelectorAll(".track:not(.roll)")].map((row, n) 
   row, kind: data.kinds[n], buffer: null, gain: null, source: null,
   solo: false, muted: data.kinds[n] === "mixture",
 }));
+/** Who is told of the start, the course and the end of playing. */
+const listeners = [];
 let context = null, began = 0, position = 0, playing = false, starting = 0;
 
 async function decode() {
@@ -48,6 +50,7 @@ async function start() {
   }
   began = when - position;
   playing = true;
+  for (const listener of listeners) listener.start();
   show();
   requestAnimationFrame(follow);
 }
@@ -58,6 +61,7 @@ function stop() {
   position = now();
   playing = false;
   for (const track of tracks) track.source.stop();
+  for (const listener of listeners) listener.stop();
   show();
 }
 
@@ -126,6 +130,7 @@ function follow() {
     position = 0;
   }
   show();
+  if (playing) for (const listener of listeners) listener.tick(now());
   const zoom = Number(sheet.style.getPropertyValue("--zoom") || 1);
   if (zoom > 1) {
     const [left, width] = [lane0().offsetLeft, lane0().offsetWidth];
@@ -205,15 +210,22 @@ function drawNotes(lane) {
     pen.fillStyle = style("--card");
     pen.fillRect(0, y(pitch + 0.5), width, row);
   }
+  const hues = data.names.map((_, n) => hue(n));
   for (const note of data.notes) {
     const [left, right] = [x(note.onset), x(note.offset)];
-    pen.fillStyle = hue(note.instrument);
-    pen.globalAlpha = 0.45;
+    pen.fillStyle = pen.strokeStyle = hues[note.instrument];
+    // The surer, the fuller.
+    pen.globalAlpha = note.held || note.confidence === null ? 0.6 : 0.15 + 0.45 * Math.min(note.confidence, 2) / 2;
     pen.beginPath();
     pen.roundRect(left, y(Math.round(note.pitch) + 0.5), Math.max(right - left - 1, 2), row, Math.min(3, row / 3));
     pen.fill();
     pen.globalAlpha = 1;
-    pen.strokeStyle = hue(note.instrument);
+    if (note === selected || note.held) {
+      pen.lineWidth = note === selected ? 2.5 : 1;
+      if (note === selected) pen.strokeStyle = style("--ink");
+      pen.stroke();
+      pen.strokeStyle = hues[note.instrument];
+    }
     pen.lineWidth = Math.max(1.5, row / 5);
     pen.beginPath();
     note.times.forEach((time, k) => pen.lineTo(x(time), y(note.bend[k])));
@@ -262,7 +274,7 @@ function hover(event) {
   const cents = Math.round(100 * (shown - Math.round(shown)));
   const parts = [`${time.toFixed(2)} s`, `${hertz(shown).toFixed(1)} Hz`,
     `${named(shown)} ${cents < 0 ? "−" : "+"}${Math.abs(cents)} ct`];
-  if (note) parts.push(`instrument ${note.instrument + 1}, ${note.level.toFixed(0)} dB`.replace("-", "−"));
+  if (note) parts.push(`${data.names[note.instrument]}, ${note.level.toFixed(0)} dB`.replace("-", "−"));
   tip.textContent = parts.join(" · ");
   tip.hidden = false;
   const room = window.innerWidth - tip.offsetWidth - 8;
@@ -296,6 +308,7 @@ for (const lane of lanes) {
   lane.addEventListener("pointermove", hover);
   lane.addEventListener("pointerleave", () => { tip.hidden = true; });
   lane.addEventListener("click", (event) => {
+    if (lane.classList.contains("editing")) return;
     const box = lane.getBoundingClientRect();
     move((event.clientX - box.left) / box.width * data.duration);
   });
@@ -321,6 +334,8 @@ document.addEventListener("keydown", (event) => {
   }
   event.preventDefault();
 });
+{% include "editor.js" %}
+
 let last = 0;
 new ResizeObserver(() => {
   if (score.clientWidth === last) return;
@@ -332,9 +347,11 @@ matchMedia("(prefers-color-scheme: dark)").addEventListener("change", draw);
 document.getElementById("out").disabled = true;
 mix();
 show();
+refresh();
 decode().then(
   () => { play.disabled = false; status.textContent = ""; },
   () => { status.textContent = "This browser cannot decode the audio; the pictures are all there."; },
 );
 window.player = { tracks, start, stop, move, now, get context() { return context; } };
+window.editor = { table, draw: refresh, get notes() { return data.notes; }, get selected() { return selected; }, get sounding() { return sounding.size; } };
 })();
