@@ -7,13 +7,16 @@ from jaxtyping import Float
 
 from jaxsep.tones.tones import Tones
 
-__all__ = ["part_right"]
+__all__ = ["part_right", "sounding_in_rests"]
 
 #: Seconds around a frame in which every instrument must hold its note, or rest, for the frame to be steady.
 _MARGIN = 0.06
 
 #: Half a semitone.
 _NEAR = 0.5
+
+#: Seconds that a note may ring on.
+_RINGS = 0.3
 
 
 def part_right(
@@ -54,3 +57,29 @@ def part_right(
         playing |= plays
     judged = steady & playing
     return float(right[judged].mean()) if judged.any() else float("nan")
+
+
+def sounding_in_rests(
+    tones: Tones,
+    times: Float[np.ndarray, " frames"],
+    played: Sequence[Float[np.ndarray, "notes 3"]],
+    order: Sequence[int],
+) -> float:
+    """Part of the time in which an instrument has rested for 0.3 s and has a tone all the same.
+
+    Arguments:
+        tones: `[frames, tones]`.
+        times: of the frames, in seconds.
+        played: rows of onset, duration and MIDI pitch of each true instrument.
+        order: the number that each true instrument has among the tones.
+
+    Returns: a number in [0, 1]; NaN where nobody rests.
+    """
+    resting, sounding = 0, 0
+    for notes, number in zip(played, order, strict=True):
+        begin, end = notes[:, 0], notes[:, 0] + notes[:, 1]
+        # What rings on after a note is not judged.
+        rests = ~np.any((times[:, None] >= begin - _MARGIN) & (times[:, None] < end + _RINGS), axis=1)
+        heard = np.any(tones.active & (tones.instrument == number), axis=1)
+        resting, sounding = resting + np.sum(rests), sounding + np.sum(rests & heard)
+    return float(sounding / resting) if resting else float("nan")

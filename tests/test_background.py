@@ -1,9 +1,9 @@
-"""Noise and tails, on spectra in which they are known."""
+"""Tails of notes, on spectra in which they are known."""
 
 import numpy as np
 import pytest
 
-from jaxsep.signal.background import decay_time, foreground, noise_floor, tails
+from jaxsep.signal.background import decay_time, foreground, tails
 
 SPACING, BINS = 0.01, 1024
 
@@ -55,15 +55,6 @@ def test_the_foreground_ends_with_its_notes():
 def test_a_dry_recording_stays_as_it_is():
     dry = melody(1e-3)
     np.testing.assert_allclose(foreground(dry, SPACING), dry, atol=1e-3)
-
-
-def test_steady_noise_is_the_floor_and_a_held_note_is_not():
-    rng = np.random.default_rng(0)
-    noise = 0.01 * np.abs(rng.standard_normal((300, BINS)))
-    held = np.exp(-0.5 * (np.arange(BINS) - 400) ** 2 / 1.91**2)
-    floor = noise_floor(noise + held)
-    assert np.mean(noise[:, 600:] <= floor[600:]) > 0.85
-    assert floor[400] < 0.3
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])

@@ -301,7 +301,7 @@ def test_a_given_dictionary_stays():
     result, steps, most, start = alternated(learn=False)
     np.testing.assert_array_equal(result.dictionary.harmonics, start.harmonics)
     assert np.mean(right(result.tones)) > 0.95
-    assert len(result.cost_trace) == 2
+    assert len(result.cost_trace) == 3
     assert 0 < steps <= most
 
 

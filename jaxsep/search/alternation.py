@@ -16,7 +16,7 @@ from jaxsep.pursuit.recording import Hypotheses, pursue, refit
 from jaxsep.pursuit.refinement import ToneFit
 from jaxsep.search.hypotheses import LEAST_SCALE, Exploration, cheapest, explore, moves, propagate
 from jaxsep.search.known import Known
-from jaxsep.search.moves import arrange, ringing
+from jaxsep.search.moves import arrange, from_neighbours, ringing, without
 from jaxsep.search.streams import Streaming, stream
 from jaxsep.search.voices import VoiceModel, Voices
 from jaxsep.tones.dictionary import Dictionary
@@ -29,7 +29,13 @@ __all__ = ["Alternation", "Finder", "SearchResult"]
 Finder = Callable[[ToneFit, np.ndarray, Array, Callable[[], None]], Hypotheses]
 
 #: Distances, in frames, over which notes may ring on in the last round.
-_RINGING = (1, 2, 4, 6)
+_RINGING = (1, 2, 4, 8, 16, 32)
+
+#: How much more a tone costs in the round with all frames.
+_STRICT = 3.0
+
+#: Costs in the last round: the notes are known, and only their edges are sought.
+_EDGES = VoiceModel(register=0.0, crossing=0.0, change=0.05, sounding=0.0, ringing=0.0)
 
 
 class SearchResult(eqx.Module):
@@ -61,9 +67,9 @@ class Alternation(eqx.Module):
        of them is taken, its tracks go to the instruments, and the dictionary is fitted to its tones, with
        harmonics that may change smoothly with the pitch. After each round the worse half of the starts is
        dropped.
-    3. A round with all frames.
-    4. A last round, in which the dictionary stays and notes may ring on beside the next; to its tones the
-       timbre is fitted once more. Each instrument has a slot more there than it plays tones at a time.
+    3. A round with all frames, in which a tone costs more: what fills rests goes.
+    4. A last round, in which the dictionary stays and notes may ring on, also beside the next; to its tones
+       the timbre is fitted once more. Each instrument has a slot more there than it plays tones at a time.
 
     Until the last round what is explained is `dry`, the spectra without what only rings on.
 
@@ -148,13 +154,15 @@ class Alternation(eqx.Module):
             trace.append(starts[0].cost)
         state = starts[0]
 
-        frames = _Frames(model, dry, self.spans, spacing, self.voices, scale, tick, begin, known)
+        # What was wrong at first made the loss, and with it the costs, larger than they should be.
+        scale = max(float(state.found.loss.mean()), LEAST_SCALE)
+        frames = _Frames(model, dry, self.spans, spacing, _strict(self.voices), scale, tick, begin, known)
         # A given dictionary sounds from here on as it was learned.
         dictionary = state.dictionary if self.learn else dictionaries[0]
         state = frames.refitted(
             frames.bound(_spread(state.found.tones, self.stride, len(spectra))), dictionary
         )
-        if self.learn and self.rounds:
+        if self.rounds:
             state = self._round(frames, state)
             trace.append(state.cost)
         last = eqx.tree_at(lambda frames: frames.spectra, frames, spectra)
@@ -283,9 +291,18 @@ class _Frames(eqx.Module):
     def ring(self, state: _State) -> tuple[Exploration, Voices]:
         """A last round, in which each instrument has a slot more: notes may ring on beside the next."""
         wide = state.arranged(self.model.tones_per_instrument + 1)
-        more = ringing(wide.tones, wide.dictionary.num_instruments, _RINGING)
+        number = wide.dictionary.num_instruments
         voices = self.costs(wide)
-        return self.explore(wide, voices, itertools.chain(self.moves(wide), map(self.bound, more))), voices
+        edges = dataclasses.replace(voices, model=jax.tree.map(jnp.float32, _EDGES))
+        near = from_neighbours(wide.tones, number, _RINGING)
+        offers = itertools.chain(near, without(wide.tones), ringing(wide.tones, number, _RINGING))
+        return self.explore(wide, edges, map(self.bound, offers)), voices
+
+
+def _strict(voices):
+    """Costs by which a tone must be worth more: what is right by now, is."""
+    of = lambda v: v.model.sounding if isinstance(v, Voices) else v.sounding
+    return eqx.tree_at(of, voices, _STRICT * of(voices))
 
 
 def _spread(tones, stride, num_frames):

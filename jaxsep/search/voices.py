@@ -67,7 +67,9 @@ class VoiceModel(eqx.Module):
     ) -> "Voices":
         """The costs for a recording whose tones `[frames, tones]` are roughly known; `scale` is s."""
         surprisal = jnp.asarray(_surprisal(tones, num_instruments, axis, self.smoothing), jnp.float32)
-        return Voices(self, surprisal, jnp.asarray(scale, jnp.float32), axis, tones_per_instrument)
+        # Arrays: one compiled program for all costs.
+        model, scale = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), (self, scale))
+        return Voices(model, surprisal, scale, axis, tones_per_instrument)
 
 
 class Voices(eqx.Module):

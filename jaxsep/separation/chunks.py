@@ -61,8 +61,6 @@ def resynthesise(
     stft: GaussianSTFT,
     settings: SeparationSettings,
     advance: Callable[[], None],
-    *,
-    spread: bool = False,
 ) -> Float[np.ndarray, "instruments channels samples"]:
     """Stems of a recording (P1, separation).
 
@@ -74,12 +72,12 @@ def resynthesise(
         stft: the transform whose frames the tones belong to.
         settings: masking, share and phase iterations.
         advance: is called after each chunk of every phase iteration.
-        spread: whether the masks count every tone a little before, after and beside itself, too (`_spread`).
     """
     num_frames = stft.num_frames(samples.shape[1])
     phases = np.broadcast_to(samples, (num_instruments, *samples.shape))
     power = total_power(stft, num_frames, samples.shape[1])
-    margin = round(_REACH * _LASTING * ANALYSIS_RATE / stft.hop) if spread else 0
+    # The masks count every tone a little before, after and beside itself, too.
+    margin = round(_REACH * _LASTING * ANALYSIS_RATE / stft.hop)
     options = num_instruments, stft, settings.masking, settings.share, margin
     for _ in range(settings.phase_iterations):
 
@@ -102,7 +100,7 @@ def resynthesise(
 @partial(jax.jit, static_argnums=(5, 6, 7, 9))
 def _stems(excerpt, phases, exist, tones, harmonics, num_instruments, stft, masking, share, margin):
     model = instrument_spectra(tones, harmonics, num_instruments, stft, ANALYSIS_RATE)
-    likely = _spread(model, stft, margin) if margin else model
+    likely = _spread(model, stft, margin)
     model = model[:, margin : margin + exist.size]
     spectra = jax.vmap(partial(analyse_chunk, stft=stft))(excerpt)  # [channels, frames, bins]
     # Frames past the last one fill up the chunk; they are not part of the inverse.

@@ -30,7 +30,7 @@ class SeparationSettings:
     """
 
     #: What the quick preset changes.
-    FAST: ClassVar[dict[str, Any]] = {"restarts": 2, "steps": 48, "hop": 1024}
+    FAST: ClassVar[dict[str, Any]] = {"restarts": 1, "steps": 48, "hop": 1024}
 
     method: str = setting(
         "pursuit",
@@ -53,7 +53,7 @@ class SeparationSettings:
         1, "tones that one instrument may play at a time.", least=1, option="--tones T"
     )
     restarts: int = setting(
-        4,
+        2,
         "dictionaries learned from different seeds, the best of which is used.",
         least=1,
         option="--restarts R",
@@ -103,7 +103,7 @@ class SeparationSettings:
 
     @classmethod
     def fast(cls) -> "SeparationSettings":
-        """Two short restarts, and half the frames: two thirds of the default's time with compilation."""
+        """One short restart, and half the frames: two thirds of the default's time with compilation."""
         return cls(**cls.FAST)
 
     def __post_init__(self):

@@ -41,8 +41,8 @@ from jaxsep.tones.tones import Tones
 
 __all__ = ["Clock", "Part", "Stages", "Survey"]
 
-#: Restarts that the search of the whole recording begins with.
-_STARTS = 2
+#: Restarts that the search of the whole recording begins with, beside one sound for all.
+_STARTS = 1
 
 #: Seconds of notes that teach what their instrument sounds like.
 _TEACHES = 1.0
@@ -206,7 +206,7 @@ class Stages:
         found = self.search(spectra, survey)
         tones = jax.tree.map(np.asarray, found.tones.in_hz(self.axis, survey.peak))
         with self.clock("resynthesis"):
-            stems = self._stems(part, tones, found.dictionary, spread=survey.notes is not None)
+            stems = self._stems(part, tones, found.dictionary)
         frames = part.first_frame + np.arange(found.loss.size)
         return Separation(
             stems=stems,
@@ -271,16 +271,14 @@ class Stages:
         unknown = np.full(found.loss.size, np.nan, np.float32)
         return SearchResult(found.tones, found.loss, dictionary, (float(found.loss.mean()),), unknown)
 
-    def _stems(self, part: Part, tones: Tones, dictionary: Dictionary, spread: bool):
+    def _stems(self, part: Part, tones: Tones, dictionary: Dictionary):
         """Stems at the recording's own rate and length."""
         settings, num_samples = self.settings, part.channels.shape[1]
         number = dictionary.num_instruments
         total = settings.phase_iterations * num_chunks(self.stft.num_frames(part.analysed.shape[1]))
         with self.progress.stage("resynthesis", total) as advance:
             harmonics = np.asarray(dictionary.of(tones))
-            stems = resynthesise(
-                part.analysed, tones, harmonics, number, self.stft, settings, advance, spread=spread
-            )
+            stems = resynthesise(part.analysed, tones, harmonics, number, self.stft, settings, advance)
         stems = np.stack(
             [resample(stem, ANALYSIS_RATE, part.sample_rate) for stem in stems[..., part.skip :]]
         )

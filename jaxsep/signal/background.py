@@ -1,16 +1,10 @@
-"""What a recording sounds like where nobody plays: a steady noise, and what only rings on in a room."""
+"""What of a recording only rings on in a room, so that no note needs to explain it."""
 
 import numpy as np
 from jaxtyping import Float
-from scipy.ndimage import gaussian_filter1d, maximum_filter1d
+from scipy.ndimage import maximum_filter1d
 
-__all__ = ["decay_time", "foreground", "noise_floor", "tails"]
-
-#: The floor is so many times what a band has in its quietest frames, of this share.
-_ABOVE, _QUIETEST = 3.0, 0.1
-
-#: Width of a band of the floor: standard deviation in bins, over which partials nearly vanish.
-_BAND = 12.0
+__all__ = ["decay_time", "foreground", "tails"]
 
 #: After so many seconds a note that ended is a tail: the analysis window has left it.
 _GAP = 0.064
@@ -23,24 +17,6 @@ _FASTER = 0.2
 
 #: Decays from the direct sound into the room are steeper than the room's own.
 _ROOM = 1.25
-
-
-def noise_floor(spectra: Float[np.ndarray, "frames bins"]) -> Float[np.ndarray, " bins"]:
-    """Magnitude below which a spectrogram is steady noise, from the quietest tenth of each band's frames.
-
-    A band is wide enough for partials nearly to vanish in it: a note held from beginning to end stays.
-
-    Arguments:
-        spectra: log-frequency magnitudes.
-
-    Example:
-        >>> noise = np.full((50, 1024), 0.001)
-        >>> noise[:40, 300:303] = 1.0
-        >>> bool(noise_floor(noise).max() < 0.004)
-        True
-    """
-    smooth = gaussian_filter1d(np.sqrt(spectra), _BAND, axis=1) ** 2
-    return (_ABOVE * np.quantile(smooth, _QUIETEST, axis=0)).astype(spectra.dtype)
 
 
 def decay_time(spectra: Float[np.ndarray, "frames bins"], spacing: float) -> float:
@@ -92,13 +68,19 @@ def tails(
 
 
 def foreground(spectra: Float[np.ndarray, "frames bins"], spacing: float) -> Float[np.ndarray, "frames bins"]:
-    """The part of spectra that rises above the steady noise and the tails of what has sounded before.
+    """The part of spectra that rises above the tails of what has sounded before.
 
     Where a note goes on it is a little quieter than it was, where it ends it ends at once.
 
     Arguments:
         spectra: log-frequency magnitudes.
         spacing: of the frames, in seconds.
+
+    Example:
+        >>> fade = 10.0 ** (-3 * 0.01 * np.arange(100) / 0.8)  # 60 dB in 0.8 s
+        >>> spectra = np.zeros((150, 1024))
+        >>> spectra[:50, 300:303], spectra[50:, 300:303] = 1.0, fade[:, None]
+        >>> bool(foreground(spectra, 0.01)[60:].max() < 0.01)
+        True
     """
-    late = tails(spectra, spacing, decay_time(spectra, spacing))
-    return np.maximum(spectra - np.maximum(noise_floor(spectra), late), 0)
+    return np.maximum(spectra - tails(spectra, spacing, decay_time(spectra, spacing)), 0)
