@@ -7,6 +7,7 @@ from benchmarks.commands import (
     artificial,
     blasso,
     corpus,
+    evidence,
     fidelity,
     gradients,
     known,
@@ -42,6 +43,7 @@ for module in (
     neural,
     notes,
     known,
+    evidence,
     gradients,
     training,
 ):

@@ -18,10 +18,14 @@ from benchmarks import common
 from benchmarks.commands import ablation, notes, selection, speed
 from benchmarks.commands.artificial import cosine, make_learner, seen_frames
 from benchmarks.commands.corpus import oracle_stems
+from benchmarks.commands.evidence import cost
+from benchmarks.pitches import sounding_in_rests
 from benchmarks.workloads import random_tones
 from jaxsep.notes.note import Note
 from jaxsep.search.voices import VoiceModel
+from jaxsep.separation.result import Separation
 from jaxsep.separation.settings import SeparationSettings
+from jaxsep.tones.dictionary import Dictionary
 from jaxsep.tones.tones import Tones
 
 RATE = 16_000
@@ -281,3 +285,39 @@ def test_every_benchmark_has_a_command():
         shown = CliRunner().invoke(app, [name, "--help"])
         assert shown.exit_code == 0
         assert "--quick" in shown.output or name in ("compare", "plot")
+
+
+def test_tones_in_rests_are_counted_once_a_note_has_faded():
+    times = 0.01 * np.arange(300)
+    played = [np.array([[0.0, 1.0, 69.0]]), np.array([[0.0, 3.0, 57.0]])]
+    active = np.stack([times < 2.0, times < 3.0], axis=1)
+    shape = active.shape
+    tones = Tones.plain(
+        jnp.ones(shape), jnp.full(shape, 440.0), jnp.broadcast_to(jnp.arange(2), shape), jnp.asarray(active)
+    )
+    # From 1.3 s on the first rests; until 2 s it has a tone.
+    assert sounding_in_rests(tones, times, played, [0, 1]) == pytest.approx(0.7 / 1.7, abs=0.01)
+    assert sounding_in_rests(tones, times, played[1:], [1]) != sounding_in_rests(
+        tones, times, played[1:], [0]
+    )
+
+
+def test_parts_of_the_cost_of_a_separation():
+    shape, active = (50, 1), np.arange(50)[:, None] < 20
+    tones = Tones.plain(jnp.ones(shape), jnp.full(shape, 440.0), jnp.zeros(shape, int), jnp.asarray(active))
+    separation = Separation(
+        stems=np.zeros((1, 1, 8), np.float32),
+        sample_rate=8000,
+        tones=tones,
+        times=0.01 * np.arange(50),
+        dictionary=Dictionary(jnp.ones((1, 1))),
+        loss=np.zeros(50, np.float32),
+        confidence=np.zeros(50, np.float32),
+        cost_trace=(0.0,),
+        restart_losses=(),
+        seconds={},
+    )
+    costs = VoiceModel()
+    assert cost(separation, "sounding") == pytest.approx(costs.sounding * 20 / 50, rel=1e-4)
+    assert cost(separation, "change") == pytest.approx(0.5 * costs.change / 50, rel=1e-4)  # it ends once
+    assert cost(separation, "crossing") == 0

@@ -35,7 +35,7 @@ _PARTS = ("register", "crossing", "change", "sounding", "ringing")
 
 
 def main(quick: bool = False, seconds: Seconds = 12.0, pieces: Pieces = "", seed: int = 0) -> None:
-    """Loss and cost C as found blindly and at the true notes, split into their parts."""
+    """Loss and cost C as found and at the true notes, in parts, and what the search makes of these."""
     seconds = min(seconds, 3.0) if quick else seconds
     names = [name for name in chosen_pieces(pieces) if played_notes(name)][: 1 if quick else None]
     settings = {"restarts": 1, "steps": 3} if quick else {}
@@ -52,7 +52,9 @@ def run(name: str, seconds: float, seed: int, settings: dict[str, Any]) -> dict[
     piece, key = load_piece(name, seconds), jax.random.key(seed)
     recording, options = (piece.mixture, piece.sample_rate), SeparationSettings(**settings)
     found = separate(*recording, len(piece.instruments), settings=options, key=key)
-    true = separate(*recording, notes=true_score(name, seconds), settings=options, key=key)
+    score = true_score(name, seconds)
+    true = separate(*recording, notes=score, settings=options, key=key)
+    begun = separate(*recording, notes=score, notes_are="start", settings=options, key=key)
     played = [notes[notes[:, 0] < seconds] for notes in played_notes(name).values()]
     scale = float(np.mean(true.loss))
     return {
@@ -61,6 +63,7 @@ def run(name: str, seconds: float, seed: int, settings: dict[str, Any]) -> dict[
         "oracle": scores(piece.stems, oracle_stems(piece.stems, piece.mixture, piece.sample_rate))["sdr"],
         "found": judged(found, piece.stems, played, scale),
         "true": judged(true, piece.stems, played, scale),
+        "begun": judged(begun, piece.stems, played, scale),
     }
 
 
@@ -93,7 +96,16 @@ def cost(separation: Separation, part: str) -> float:
     return float(cheapest(voices, jax.tree.map(lambda x: x[:, None], alone)).cost) / len(separation.times)
 
 
-HEADER = ["piece", "SDR found", "at true notes", "oracle", "right % found", "true", "sounding in rests %"]
+HEADER = [
+    "piece",
+    "SDR found",
+    "at true notes",
+    "begun there",
+    "oracle",
+    "right % found",
+    "true",
+    "sounding in rests %",
+]
 HEADER += ["C found", "true", *(f"{part} found, true" for part in ("loss", *_PARTS))]
 
 
@@ -105,6 +117,7 @@ def row(run: dict[str, Any]) -> list[str]:
         run["piece"],
         f"{np.mean(found['sdr']):.1f}",
         f"{np.mean(true['sdr']):.1f}",
+        f"{np.mean(run['begun']['sdr']):.1f}",
         f"{np.mean(run['oracle']):.1f}",
         *(f"{100 * side['right']:.0f}" for side in (found, true)),
         f"{100 * found['resting']:.0f}",
