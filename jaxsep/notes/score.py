@@ -18,7 +18,12 @@ _LOWEST, _HIGHEST = -30.0, 160.0
 
 @dataclasses.dataclass(frozen=True)
 class Rest:
-    """A time in which an instrument is known to be silent, in seconds; `instrument` as in `Note`."""
+    """A time in which an instrument is known to be silent, in seconds; `instrument` as in `Note`.
+
+    Example:
+        >>> jaxsep.Score([], rests=[jaxsep.Rest(instrument=1, onset=2.0, offset=3.5)]).num_instruments
+        2
+    """
 
     instrument: int
     onset: float
