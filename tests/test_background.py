@@ -21,9 +21,16 @@ def melody(fade_time, length=20, count=12, seed=0):
     return spectra
 
 
-@pytest.mark.parametrize("fade_time", [0.4, 0.6, 1.0])
+@pytest.mark.parametrize("fade_time", [0.4, 0.6, 0.75])
 def test_decay_time_of_a_room(fade_time):
     assert fade_time < decay_time(melody(fade_time), SPACING) < 1.5 * fade_time
+
+
+def test_notes_that_fade_slowly_stay():
+    fade = 10 ** (-3 * SPACING * np.arange(200) / 4.0)  # a string that was struck
+    spectra = np.zeros((200, BINS))
+    spectra[:, 300:303] = fade[:, None]
+    assert np.all(foreground(spectra, SPACING)[:, 301] > 0.25 * spectra[:, 301])
 
 
 def test_decay_time_where_notes_end_at_once():

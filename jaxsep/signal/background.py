@@ -18,12 +18,16 @@ _FASTER = 0.2
 #: Decays from the direct sound into the room are steeper than the room's own.
 _ROOM = 1.25
 
+#: Longest T60 in seconds that is believed: what fades more slowly is a string that was struck.
+_LONGEST = 1.0
+
 
 def decay_time(spectra: Float[np.ndarray, "frames bins"], spacing: float) -> float:
-    """Reverberation time T60 in seconds, roughly, from how fast notes fade; 0 where none does steadily.
+    """Reverberation time T60 in seconds, roughly, from how fast notes fade.
 
     In a room no partial fades faster than the room lets it. So the time is read off the fast ones of all
-    steady decays, those that fall as much in both halves of a tenth of a second.
+    steady decays, those that fall as much in both halves of a tenth of a second; it is 0 where there are
+    none, and at most 1: longer ones are rather those of strings that were struck.
 
     Arguments:
         spectra: log-frequency magnitudes.
@@ -46,7 +50,7 @@ def decay_time(spectra: Float[np.ndarray, "frames bins"], spacing: float) -> flo
     steady = heard & (first < -1) & (second < -1) & (np.abs(first - second) < 0.35 * np.abs(fall))
     if not steady.any():
         return 0.0
-    return float(-60 * _ROOM * lag * spacing / np.quantile(fall[steady], _FASTER))
+    return min(_LONGEST, float(-60 * _ROOM * lag * spacing / np.quantile(fall[steady], _FASTER)))
 
 
 def tails(
