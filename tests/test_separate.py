@@ -147,7 +147,7 @@ def test_every_frame_has_its_loss():
     result = separated()
     assert result.loss.shape == result.times.shape
     assert np.all(np.isfinite(result.loss))
-    assert len(result.cost_trace) == 1 + QUICK.rounds
+    assert len(result.cost_trace) == 2 + QUICK.rounds
     assert result.cost_trace[-1] < result.cost_trace[0]
     assert result.restart_losses == ()
     np.testing.assert_array_equal(result.dictionary.harmonics, true_dictionary().harmonics)

@@ -35,7 +35,7 @@ _RINGING = (1, 2, 4, 8, 16, 32)
 _STRICT = 3.0
 
 #: Costs in the last round: the notes are known, and only their edges are sought.
-_EDGES = VoiceModel(register=0.0, crossing=0.0, change=0.05, sounding=0.0, ringing=0.0)
+_EDGES = VoiceModel(register=0.0, crossing=0.0, change=0.05, sounding=0.0, ringing=0.1)
 
 
 class SearchResult(eqx.Module):
@@ -43,7 +43,8 @@ class SearchResult(eqx.Module):
 
     - `tones`, `loss`: of every frame, `[frames, slots]`.
     - `dictionary`: of the instruments.
-    - `cost_trace`: the mean cost C of a frame after every round.
+    - `cost_trace`: the mean cost C of a frame after every round; it is stricter in the round with all frames,
+      and laxer in the last.
     - `confidence`: of every frame, as in `Exploration`; NaN where explanations were not compared.
     - `voices`: the costs of the last round; None where explanations were not compared.
     """
@@ -171,15 +172,19 @@ class Alternation(eqx.Module):
         found, dictionary = rung.found, state.dictionary
         if self.learn and dictionary.by_pitch is not None:
             dictionary = fit_timbre(model.objective, spectra, found.tones, dictionary)
-        return SearchResult(found.tones, found.loss, dictionary, tuple(trace), rung.confidence, voices)
+        # In the last round nothing is offered but other edges.
+        confidence = rung.confidence if state.confidence is None else state.confidence
+        return SearchResult(found.tones, found.loss, dictionary, tuple(trace), confidence, voices)
 
     def _round(self, frames, state):
         """Tones, then the dictionary."""
         explored = frames.explore(state, frames.costs(state), frames.moves(state))
-        if not self.learn:
-            return _State(explored.found, state.dictionary, explored.cost)
-        state = frames.streamed(explored.found.tones, state.dictionary)
-        return frames.tuned(state) if self.timbre else frames.priced(state)
+        if self.learn:
+            state = frames.streamed(explored.found.tones, state.dictionary)
+            state = frames.tuned(state) if self.timbre else frames.priced(state)
+        else:
+            state = _State(explored.found, state.dictionary, explored.cost)
+        return dataclasses.replace(state, confidence=explored.confidence)
 
 
 class _State(eqx.Module):
@@ -188,6 +193,7 @@ class _State(eqx.Module):
     found: Hypotheses
     dictionary: Dictionary
     cost: float = float("inf")
+    confidence: Float[np.ndarray, " frames"] | None = None
 
     @property
     def tones(self):
