@@ -14,7 +14,6 @@ from jaxsep.notes.score import Rest, Score, plain_note
 from jaxsep.search.alternation import Alternation
 from jaxsep.search.given import GivenNotes, heard_dictionary
 from jaxsep.search.known import Known, known_tones
-from jaxsep.search.voices import VoiceModel
 from jaxsep.tones.dictionary import Dictionary
 
 SPACING = 0.05  # so that a note of `LENGTH` frames lasts as long as one of music
@@ -160,23 +159,6 @@ def test_a_given_dictionary_stays():
     found = GivenNotes(spans=(1,))(PURSUIT, recording(), known(score()), INSTRUMENTS)
     assert found.dictionary is INSTRUMENTS
     assert np.mean(right(found.tones)) > 0.97
-
-
-def test_notes_that_are_held_stay():
-    """A note that the search would not take by itself."""
-    wrong = Score([plain_note(0, 0.0, 0.6, pitch_of(150 + 3 * SEMITONE))], ["low", "high"])
-    held = known(wrong, everywhere=False)
-    search = Alternation(VoiceModel(), rounds=1, spans=(1, 2), learn=False)
-    found = search(PURSUIT, recording(), [INSTRUMENTS], begin=held.as_listed(), known=held)
-    sure = np.flatnonzero(held.must.any(axis=1))
-    assert sure.size > 3
-    for frame in sure:
-        low = [place for instrument, place in notes_of(found.tones, frame) if instrument == 0]
-        assert len(low) == 1
-        assert abs(low[0] - 150 - 3 * SEMITONE) < SEMITONE
-    free = search(PURSUIT, recording(), [INSTRUMENTS])
-    assert any(abs(p - 150) < 1 for frame in sure for i, p in notes_of(free.tones, frame) if i == 0)
-    assert np.mean(right(found.tones)[LENGTH:]) >= np.mean(right(free.tones)[LENGTH:]) - 0.05
 
 
 def test_the_search_begins_at_notes():

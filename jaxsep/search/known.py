@@ -183,9 +183,9 @@ def _during(times, begin, end):
     return inside
 
 
-#: Partials by which notes are placed, and bins from which their places are taken, either way: those of the
-#: recording's tuning, and around it those of each note.
-_PARTIALS, _TUNING, _OWN = 8, 6, 3
+#: Partials by which notes are placed, and semitones by which they may be elsewhere, either way: the tuning of
+#: the recording, and from it each note.
+_PARTIALS, _TUNING, _OWN = 8, 0.7, 0.35
 
 
 def _places(notes, times, spectra, axis):
@@ -195,7 +195,8 @@ def _places(notes, times, spectra, axis):
     )
     number = np.arange(1, _PARTIALS + 1)
     partials = axis.bins_per_neper * np.log(number)
-    shifts = np.arange(-_TUNING - _OWN, _TUNING + _OWN + 1)
+    most, own = (max(1, round(x * axis.bins_per_neper * np.log(2) / 12)) for x in (_TUNING, _OWN))
+    shifts = np.arange(-most, most + 1)
     strength = np.zeros((len(notes), shifts.size))
     for row, note in enumerate(notes):
         frames = np.flatnonzero((times >= note.onset) & (times < note.offset))
@@ -206,11 +207,11 @@ def _places(notes, times, spectra, axis):
         values = np.sqrt(spectra[frames[:, None, None], np.clip(bins, 0, axis.num_bins - 1)])
         strength[row] = np.sum(np.where(inside, values.mean(axis=0), 0) / np.sqrt(number)[:, None], axis=0)
     total = np.sum(strength / np.maximum(strength.max(axis=1, keepdims=True), 1e-9), axis=0)
-    tuning = _OWN + int(np.argmax(total[_OWN:-_OWN]))
-    near = strength[:, tuning - _OWN : tuning + _OWN + 1]
+    tuning = int(np.argmax(total))
+    near = np.where(np.abs(shifts - shifts[tuning]) <= own, strength, -1)
     # Where nothing is heard a note stays at the recording's tuning.
-    best = np.where(near.max(axis=1) > 0, np.argmax(near, axis=1), _OWN)
-    return listed + shifts[tuning - _OWN + best]
+    best = np.where(near.max(axis=1) > 0, np.argmax(near, axis=1), tuning)
+    return listed + shifts[best]
 
 
 def _loudness(spectra, position, axis):

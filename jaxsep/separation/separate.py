@@ -62,8 +62,8 @@ def separate(
         notes: of the recording, from `read_notes`. Their times may be roughly right, to a tenth of a second;
             tuning and vibrato are found.
         notes_are: how much they bind. `"all"`: nothing else sounds, and nothing is searched. `"held"`: those
-            that are held stay, the others begin, and the rest is searched; `Rest`s are silent. `"start"`: the
-            search begins there, and may change all.
+            that are held stay where they are heard, the others begin, and the rest is searched; `Rest`s are
+            silent. `"start"`: the search begins there, and may change all.
         align: whether the notes are at another tempo, and first brought to the times of the recording
             (`align_notes`).
         settings: options.
