@@ -14,6 +14,7 @@ from jaxsep.notes.score import Rest, Score, plain_note
 from jaxsep.search.alternation import Alternation
 from jaxsep.search.given import GivenNotes, heard_dictionary
 from jaxsep.search.known import Known, known_tones
+from jaxsep.search.voices import VoiceModel
 from jaxsep.tones.dictionary import Dictionary
 
 SPACING = 0.05  # so that a note of `LENGTH` frames lasts as long as one of music
@@ -161,8 +162,26 @@ def test_a_given_dictionary_stays():
     assert np.mean(right(found.tones)) > 0.97
 
 
+def test_notes_that_are_held_stay():
+    """A note that the search would give to the other instrument."""
+    place = melody()[0][1].position
+    wrong = Score([plain_note(0, 0.0, LENGTH * SPACING, pitch_of(place))], ["low", "high"])
+    held = known(wrong, everywhere=False)
+    search = Alternation(VoiceModel(), rounds=1, spans=(1, 2), learn=False)
+    found = search(PURSUIT, recording(), [INSTRUMENTS], SPACING, begin=held.as_listed(), known=held)
+    sure = np.flatnonzero(held.must[:, 0])
+    assert sure.size
+    for frame in sure:
+        low = [place for instrument, place in notes_of(found.tones, frame) if instrument == 0]
+        assert len(low) == 1
+        assert abs(low[0] - place) < SEMITONE
+    free = search(PURSUIT, recording(), [INSTRUMENTS], SPACING)
+    there = lambda frame: any(i == 0 and abs(p - place) < SEMITONE for i, p in notes_of(free.tones, frame))
+    assert not any(map(there, sure))
+
+
 def test_the_search_begins_at_notes():
     begin = known(score(0.02), everywhere=False).as_listed()
     flat = Dictionary(jnp.ones((2, 8)) / jnp.arange(1, 9))
-    found = Alternation(rounds=1, spans=(1, 2))(PURSUIT, recording(), [flat], begin=begin)
+    found = Alternation(rounds=1, spans=(1, 2))(PURSUIT, recording(), [flat], SPACING, begin=begin)
     assert np.mean(right(found.tones)) > 0.9

@@ -289,7 +289,7 @@ class _Frames(eqx.Module):
         return map(self.bound, offers)
 
     def explore(self, state: _State, voices: Voices, proposals: Iterable[Tones]) -> Exploration:
-        agrees = None if self.known is None else self.known.agrees
+        agrees = None if self.known is None else self.known.holds
         explored = explore(self.model, self.spectra, state.dictionary, state.found, voices, proposals, agrees)
         self.tick()
         return explored

@@ -171,6 +171,10 @@ def explore(
     kept = True if agrees is None else agrees(frames, arranged)
     refined = Hypotheses(arranged, np.where(kept, refined.loss, np.inf).astype(refined.loss.dtype))
     pool = _pool(found, frames, refined)
+    if agrees is not None:
+        # What disagrees is left where anything agrees.
+        first = agrees(np.arange(found.loss.size), found.tones) | ~np.isfinite(pool.loss[:, 1:]).any(axis=1)
+        pool.loss[~first, 0] = np.inf
     path = cheapest(voices, pool)
     rows = np.arange(found.loss.size)
     chosen = jax.tree.map(lambda x: x[rows, path.choice], pool)

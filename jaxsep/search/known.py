@@ -65,6 +65,12 @@ class Known(eqx.Module):
         here = self.at(frames)
         return ~np.any(tones.active & ~here._allowed(here._near(tones), tones), axis=1)
 
+    def holds(self, frames: Int[np.ndarray, " selected"], tones: Tones) -> Bool[np.ndarray, " selected"]:
+        """Whether tones `[selected, slots]` in these frames agree, and what must sound is among them."""
+        here = self.at(frames)
+        there = np.any(here._near(tones) & tones.active[..., None], axis=1)
+        return self.agrees(frames, tones) & ~np.any(here.must & ~there, axis=1)
+
     def bind(self, tones: Tones) -> Tones:
         """Tones `[frames, slots]` that agree with the notes, as near to the given ones as can be.
 
