@@ -79,8 +79,8 @@ class Alternation(eqx.Module):
         rounds: with few frames, which one with all frames follows; 0 leaves the dictionary as it is, too.
         stride: distance of the frames of the first rounds.
         spans: distances, in frames, over which frames offer each other their tones.
-        learn: whether the dictionary may change; otherwise the instruments are not assigned by pitch either.
-        timbre: whether the harmonics of a dictionary that may change may do so with the pitch, at the end.
+        learn: whether the dictionary may change; otherwise tracks stay with whom they were found for, too.
+        timbre: whether the harmonics of a dictionary that may change may do so with the pitch.
 
     Example:
         >>> partial = lambda place: jnp.exp(-0.5 * ((jnp.arange(1024.0) - place) / 1.91) ** 2)
@@ -130,7 +130,7 @@ class Alternation(eqx.Module):
             dictionaries: to begin with, the most promising first.
             spacing: of the frames, in seconds.
             advance: hears of every start and every exploration.
-            dry: the spectra without what only rings on (`Background`); by default they are the same.
+            dry: the spectra without what only rings on (`foreground`); by default they are the same.
             find: begins, with each frame by itself.
             begin: notes that take the place of what was found; then there is one start for each dictionary,
                 and one way.

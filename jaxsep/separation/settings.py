@@ -54,7 +54,8 @@ class SeparationSettings:
     )
     restarts: int = setting(
         2,
-        "dictionaries learned from different seeds, the best of which is used.",
+        "dictionaries learned from different seeds, the best of which is used; the full search also begins "
+        "without any.",
         least=1,
         option="--restarts R",
     )
@@ -71,8 +72,8 @@ class SeparationSettings:
     )
     timbre: bool = setting(
         True,
-        "whether the harmonics may change with the pitch, in the full search: at its end those of a learned "
-        "dictionary, those of a given one where it has a timbre; in P1 they do not.",
+        "whether the harmonics may change with the pitch, in the full search: those of a learned dictionary, "
+        "and those of a given one where it has a timbre; in P1 they do not.",
         option="--no-timbre",
         help="the same harmonics at every pitch, as in P1.",
     )
