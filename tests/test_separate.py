@@ -420,3 +420,20 @@ def test_the_size_of_the_chunks_changes_nothing(size, monkeypatch):
     assert {module.__name__ for module in modules} == set(asked)
     np.testing.assert_array_equal(result.tones.active, expected.tones.active)
     np.testing.assert_allclose(result.stems, expected.stems, atol=1e-3 * np.abs(expected.stems).max())
+
+
+def test_masks_count_what_sounds_around_a_tone():
+    stft, margin, place = GaussianSTFT(hop=512), 24, 400
+    bins = stft.n_fft // 2 + 1
+
+    def spread(frame):
+        """The first instrument sounds once, so many frames from the one asked for; the second never."""
+        model = jnp.zeros((2, 1 + 2 * margin, bins)).at[0, margin + frame, place].set(1.0)
+        return np.asarray(chunks._spread(model, stft, margin))[:, 0]
+
+    assert spread(0)[0, place] > 1  # the tone itself, and more
+    after = [spread(frame)[0, place] for frame in (-2, -8, -16)]
+    assert after[0] > after[1] > after[2] > 0
+    assert spread(2)[0, place] == pytest.approx(after[0], rel=1e-4)
+    assert spread(0)[0, place + 10] > spread(0)[0, place + 40] >= 0
+    assert not np.any(spread(0)[1])

@@ -113,9 +113,10 @@ def stream(
 
     Example:
         >>> shape = (40, 2)  # [frames, tones]: two steady lines
-        >>> tones = jaxsep.Tones.plain(jnp.ones(shape), jnp.broadcast_to(jnp.array([300.0, 450.0]), shape))
-        >>> axis = jaxsep.LogAxis()
-        >>> spectra = np.asarray(jaxsep.render(tones, jnp.ones((*shape, 1)), axis))
+        >>> place = jnp.broadcast_to(jnp.array([300.0, 450.0]), shape)
+        >>> tones = jaxsep.Tones.plain(jnp.ones(shape), place, jnp.zeros(shape, int))
+        >>> frame = lambda tones: jaxsep.render(tones, jnp.ones((2, 1)), jaxsep.LogAxis())
+        >>> spectra = np.asarray(jax.vmap(frame)(tones))
         >>> one = jaxsep.Dictionary(jnp.ones((1, 1)))
         >>> found = stream(jaxsep.LiftedLoss(), spectra, tones, one, 2, 0.01)
         >>> sorted(found.instrument[0].tolist())

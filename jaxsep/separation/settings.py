@@ -104,7 +104,7 @@ class SeparationSettings:
 
     @classmethod
     def fast(cls) -> "SeparationSettings":
-        """One short restart, and half the frames: two thirds of the default's time with compilation."""
+        """One short restart, and half the frames."""
         return cls(**cls.FAST)
 
     def __post_init__(self):
