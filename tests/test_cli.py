@@ -141,7 +141,7 @@ class TestSeparate:
         ("arguments", "name", "value"),
         [
             (["--restarts", 7], "restarts", 7),
-            (["--steps", 5], "steps", 5),
+            (["--steps", 5, "--restarts", 1], "steps", 5),
             (["--tones", 3], "tones_per_instrument", 3),
             (["--search", "greedy"], "search", "greedy"),
             (["--rounds", 0], "rounds", 0),
@@ -303,7 +303,8 @@ BAD_OPTIONS = {
     "output in a file": (["-n", 2, "-o", "mix.wav/out"], "cannot be written"),
     "working folder": (["-n", 2, "-o", ".", "--force"], "lies in the output folder"),
     "hop": (["-n", 2, "-o", "out", "--hop", 100], "hop: expected a divisor of 6144"),
-    "restarts": (["-n", 2, "-o", "out", "--restarts", 0], "--restarts"),
+    "restarts": (["-n", 2, "-o", "out", "--restarts", -1], "--restarts"),
+    "steps of nothing": (["-n", 2, "-o", "out", "--steps", 5], "--steps: expected with --restarts"),
     "share": (["-n", 2, "-o", "out", "--share", "nan"], "share"),
     "search": (["-n", 2, "-o", "out", "--search", "wide"], "--search"),
     "format": (["-n", 2, "-o", "out", "--format", "mp3"], "--format"),

@@ -191,7 +191,8 @@ class TestCommand:
             (["--notes", "known.csv", "--notes-are", "some"], "--notes-are"),
             (["--notes", "known.csv", "--method", "neural"], "--notes: expected with --method pursuit"),
             (["--notes", "known.csv", "--method", "blasso"], "--notes: expected with --method pursuit"),
-            (["--notes", "known.csv", "--restarts", 2], "--restarts: expected with notes to search"),
+            (["--notes", "known.csv", "--restarts", 2], "--restarts: expected without --notes"),
+            (["--notes", "known.csv", "--rounds", 1], "--rounds: expected with notes to search"),
             (["--notes", "known.csv", "--part", 20, "long.wav"], "expected with one recording"),
         ],
     )

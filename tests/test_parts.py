@@ -15,7 +15,7 @@ from jaxsep.separation.separate import _loudest
 
 RATE = 22050
 GREEDY = jaxsep.SeparationSettings(restarts=1, steps=2, batch=8, search="greedy")
-FULL = jaxsep.SeparationSettings(restarts=1, steps=2, batch=8, rounds=1, hop=1024)
+FULL = jaxsep.SeparationSettings(rounds=1, hop=1024)
 
 
 @pytest.fixture(scope="module")

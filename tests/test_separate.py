@@ -391,7 +391,7 @@ def test_a_dictionary_of_another_size():
         ({"hop": 500}, "hop: expected a divisor of 6144, got 500"),
         ({"hop": 0}, "hop: expected an integer of at least 1, got 0"),
         ({"tones_per_instrument": 0}, "tones_per_instrument: expected an integer of at least 1, got 0"),
-        ({"restarts": True}, "restarts: expected an integer of at least 1, got True"),
+        ({"restarts": True}, "restarts: expected an integer of at least 0, got True"),
         ({"steps": 0}, "steps: expected an integer of at least 1, got 0"),
         ({"batch": -1}, "batch: expected an integer of at least 1, got -1"),
         ({"phase_iterations": 0}, "phase_iterations: expected an integer of at least 1, got 0"),

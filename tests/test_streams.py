@@ -31,7 +31,7 @@ def lines(*voices):
 
 
 def streamed(tones, spectra, number=2, dictionary=INSTRUMENTS):
-    return stream(OBJECTIVE, spectra, tones, dictionary, number, SPACING)
+    return stream(OBJECTIVE, spectra, tones, dictionary, number, SPACING).tones
 
 
 def together(tones, found):

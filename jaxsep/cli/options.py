@@ -161,7 +161,10 @@ def separation_settings(
     values = options | {name: options[name] ^ default for name, default in flags.items()}
     if fast:
         values |= {name: value for name, value in SeparationSettings.FAST.items() if name not in given}
-    return SeparationSettings(method=method, **values)
+    settings = SeparationSettings(method=method, **values)
+    if "steps" in given and not settings.num_learned:
+        raise ValueError("--steps: expected with --restarts or --search greedy, else nothing is learned.")
+    return settings
 
 
 class Notes(NamedTuple):
@@ -173,8 +176,8 @@ class Notes(NamedTuple):
     align: bool
 
 
-#: What is learned and searched where not all notes are known.
-_SEARCHING = ("search", "restarts", "steps", "rounds")
+#: What is learned where no notes are known, and searched where not all are.
+_LEARNING, _SEARCHING = ("restarts", "steps"), ("search", "rounds")
 
 
 def notes_given(
@@ -193,6 +196,9 @@ def notes_given(
             if name in given:
                 raise ValueError(f"--{name.replace('_', '-')}: expected with --notes.")
         return None
+    for name in _LEARNING:
+        if name in given:
+            raise ValueError(f"--{name}: expected without --notes, which teach the instruments.")
     if notes_are == "all":
         for name in _SEARCHING:
             if name in given:

@@ -17,9 +17,9 @@ from jaxsep.pursuit.refinement import ToneFit
 from jaxsep.search.hypotheses import LEAST_SCALE, Exploration, cheapest, explore, moves, propagate
 from jaxsep.search.known import Known
 from jaxsep.search.moves import arrange, from_neighbours, ringing, without
-from jaxsep.search.streams import Streaming, stream
+from jaxsep.search.streams import Streamed, Streaming, stream
 from jaxsep.search.voices import VoiceModel, Voices
-from jaxsep.tones.dictionary import Dictionary
+from jaxsep.tones.dictionary import NUM_HARMONICS, Dictionary
 from jaxsep.tones.tones import Tones
 
 __all__ = ["Alternation", "Finder", "SearchResult"]
@@ -33,6 +33,9 @@ _RINGING = (1, 2, 4, 8, 16, 32)
 
 #: How much more a tone costs in the round with all frames.
 _STRICT = 3.0
+
+#: What a track costs by `stream`, beside a frame by C, where two states are compared.
+_LINES = 0.4
 
 #: Costs in the last round: the notes are known, and only their edges are sought.
 _EDGES = VoiceModel(register=0.0, crossing=0.0, change=0.05, sounding=0.0, ringing=0.1)
@@ -58,16 +61,16 @@ class SearchResult(eqx.Module):
 
 
 class Alternation(eqx.Module):
-    """Minimises the cost C of `VoiceModel` over a whole recording, from dictionaries learned from samples.
+    """Minimises the cost C of `VoiceModel` over a whole recording.
 
-    1. There is a start with each dictionary, and one with a single sound for all instruments, whose harmonics
-       fall as 1/h: the tones found in each frame alone and offered to its neighbours. Their tracks go to the
-       instruments by `stream`, and the dictionary is fitted to them.
+    1. There is a start with a single sound for all instruments, whose harmonics fall as 1/h, and one with
+       each dictionary that is given: the tones found in each frame alone and offered to its neighbours. Their
+       tracks go to the instruments by `stream`, and the dictionary is fitted to them.
     2. Rounds with every `stride`-th frame. In a round every frame is offered other explanations (its
-       neighbours' tones, instruments exchanged, tones left out or chosen anew), the cheapest path through all
-       of them is taken, its tracks go to the instruments, and the dictionary is fitted to its tones, with
-       harmonics that may change smoothly with the pitch. After each round the worse half of the starts is
-       dropped.
+       neighbours' tones, instruments exchanged, tones left out or chosen anew), and the cheapest path through
+       all of them is taken. The dictionary is fitted to its tones, with harmonics that may change smoothly
+       with the pitch, once as they are and once with their tracks given to the instruments anew; what costs
+       less, lines included, stays. After each round the worse half of the starts is dropped.
     3. A round with all frames, in which a tone costs more: what fills rests goes.
     4. A last round, in which the dictionary stays and notes may ring on, also beside the next; to its tones
        the timbre is fitted once more. Each instrument has a slot more there than it plays tones at a time.
@@ -113,7 +116,7 @@ class Alternation(eqx.Module):
         self,
         model: ToneFit,
         spectra: Float[np.ndarray, "frames bins"],
-        dictionaries: Sequence[Dictionary],
+        dictionaries: Sequence[Dictionary] | int,
         spacing: float,
         advance: Callable[[str], None] = lambda note: None,
         *,
@@ -127,7 +130,8 @@ class Alternation(eqx.Module):
         Arguments:
             model: how tones are fitted; also what `find` takes.
             spectra: log-frequency magnitudes, peak about 1.
-            dictionaries: to begin with, the most promising first.
+            dictionaries: to begin with, the most promising first; or the number of instruments, of which
+                nothing is known.
             spacing: of the frames, in seconds.
             advance: hears of every start and every exploration.
             dry: the spectra without what only rings on (`foreground`); by default they are the same.
@@ -142,15 +146,17 @@ class Alternation(eqx.Module):
         near = tuple(sorted({max(1, round(span / self.stride)) for span in self.spans}))
         notes = [None if each is None else each.every(self.stride) for each in (begin, known)]
         few = _Frames(model, dry[:: self.stride], near, self.stride * spacing, self.voices, 1.0, tick, *notes)
-        starts = [few.each_alone(find, dictionary.plain) for dictionary in dictionaries]
+        given = () if isinstance(dictionaries, int) else dictionaries
+        number, size = given[0].harmonics.shape if given else (dictionaries, NUM_HARMONICS)
+        starts = [few.each_alone(find, dictionary.plain) for dictionary in given]
+        if self.learn and begin is None:
+            starts = [few.begun(start.tones, start.dictionary) for start in starts]
+            if known is None and not (given and number == 1):
+                starts.append(few.one_sound(find, number, size))
         scale = max(float(starts[0].found.loss.mean()), LEAST_SCALE)
         few = eqx.tree_at(lambda frames: frames.scale, few, scale)
-        if self.learn and begin is None:
-            starts = [few.streamed(start.tones, start.dictionary) for start in starts]
-            if dictionaries[0].num_instruments > 1 and known is None:
-                starts.append(few.one_sound(find, *dictionaries[0].harmonics.shape))
         for _ in range(self.rounds):
-            ends = sorted((self._round(few, start) for start in starts), key=lambda state: state.cost)
+            ends = sorted((self._round(few, start) for start in starts), key=few.total)
             starts = ends[: _half(len(ends))]
             trace.append(starts[0].cost)
         state = starts[0]
@@ -177,23 +183,25 @@ class Alternation(eqx.Module):
         return SearchResult(found.tones, found.loss, dictionary, tuple(trace), confidence, voices)
 
     def _round(self, frames, state):
-        """Tones, then the dictionary."""
+        """Tones, then who plays them, then the dictionary."""
         explored = frames.explore(state, frames.costs(state), frames.moves(state))
-        if self.learn:
-            state = frames.streamed(explored.found.tones, state.dictionary)
-            state = frames.tuned(state) if self.timbre else frames.priced(state)
-        else:
-            state = _State(explored.found, state.dictionary, explored.cost)
-        return dataclasses.replace(state, confidence=explored.confidence)
+        if not self.learn:
+            return _State(explored.found, state.dictionary, explored.cost, explored.confidence)
+        tones, streamed = explored.found.tones, frames.streamed(explored.found.tones, state.dictionary)
+        ends = [frames.fitted(tones, state.dictionary, self.timbre, streamed.before)]
+        if streamed.after < streamed.before:
+            ends.append(frames.fitted(streamed.tones, state.dictionary, self.timbre, streamed.after))
+        return dataclasses.replace(min(ends, key=frames.total), confidence=explored.confidence)
 
 
 class _State(eqx.Module):
-    """Tones, the dictionary that they were refined with, and their cost C per frame."""
+    """Tones, the dictionary that they were refined with, their cost C per frame, and that of a track."""
 
     found: Hypotheses
     dictionary: Dictionary
     cost: float = float("inf")
     confidence: Float[np.ndarray, " frames"] | None = None
+    lines: float = 0.0
 
     @property
     def tones(self):
@@ -234,25 +242,41 @@ class _Frames(eqx.Module):
         limit = self.model.tones_per_instrument
         model = dataclasses.replace(self.model, tones_per_instrument=number * limit)
         alike = eqx.tree_at(lambda frames: frames.model, self, model)
-        sound = 1 / np.arange(1, num_harmonics + 1, dtype=self.spectra.dtype)
-        state = alike.each_alone(find, Dictionary(jnp.asarray(sound[None])))
-        return self.streamed(state.tones, state.dictionary, number)
+        state = alike.each_alone(find, Dictionary.one_sound(num_harmonics))
+        return self.begun(state.tones, state.dictionary, number)
 
-    def streamed(self, tones: Tones, dictionary: Dictionary, number: int | None = None) -> _State:
-        """The tracks of the tones given to the instruments, and the dictionary that suits them."""
-        number, limit = number or dictionary.num_instruments, self.model.tones_per_instrument
-        if self.begin is not None or self.known is not None:
-            return self.learned(tones, dictionary)  # who plays what is known
-        # A line can be told from a chord, but not the lines within it.
-        costs = Streaming() if limit == 1 else Streaming(overlap=0.0)
-        parts = self.model.objective, self.spectra, tones, dictionary, number, self.spacing, costs
+    def begun(self, tones: Tones, dictionary: Dictionary, number: int | None = None) -> _State:
+        """What tones that were found in each frame alone have to do with each other."""
+        number = number or dictionary.num_instruments
         rows = dictionary.harmonics
         if dictionary.num_instruments != number:
             rows = jnp.broadcast_to(rows, (number, rows.shape[1]))
-        return self.learned(arrange(stream(*parts), number, limit), Dictionary(rows))
+        return self.learned(self.streamed(tones, dictionary, number).tones, Dictionary(rows))
+
+    def streamed(self, tones: Tones, dictionary: Dictionary, number: int | None = None) -> Streamed:
+        """The tracks of the tones given to the instruments."""
+        number, limit = number or dictionary.num_instruments, self.model.tones_per_instrument
+        if self.begin is not None or self.known is not None:
+            return Streamed(tones, 0.0, 0.0)  # who plays what is known
+        # A line can be told from a chord, but not the lines within it.
+        costs = Streaming() if limit == 1 else Streaming(overlap=0.0)
+        parts = self.model.objective, self.spectra, tones, dictionary, number, self.spacing, costs
+        streamed = stream(*parts)
+        return streamed._replace(tones=arrange(streamed.tones, number, limit))
 
     def learned(self, tones: Tones, dictionary: Dictionary) -> _State:
         """The dictionary that suits given tones, at their true pitches, and the tones refined with it."""
+        return self.refitted(*self._suited(tones, dictionary))
+
+    def fitted(self, tones: Tones, dictionary: Dictionary, timbre: bool, lines: float) -> _State:
+        """As `learned`, with harmonics that change with the pitch if they may, and what that costs."""
+        tones, dictionary = self._suited(tones, dictionary)
+        if timbre:
+            dictionary = fit_timbre(self.model.objective, self.spectra, tones, dictionary)
+        return dataclasses.replace(self.priced(self.refitted(tones, dictionary)), lines=lines)
+
+    def _suited(self, tones, dictionary):
+        """Tones at their true pitches, and the dictionary that suits them."""
         rows = fit_dictionary(self.model.objective, self.spectra, tones, dictionary.plain).harmonics
         peak = np.max(np.asarray(rows), axis=1)
         peak = np.where(peak > 0, peak, 1)
@@ -262,13 +286,7 @@ class _Frames(eqx.Module):
         shift = self.model.objective.axis.bins_per_neper * np.log(factor)
         places = tones.fundamental + shift[tones.instrument]
         fields = tones.amplitude * peak[tones.instrument], places.astype(tones.fundamental.dtype)
-        tones = eqx.tree_at(lambda t: (t.amplitude, t.fundamental), tones, fields)
-        return self.refitted(tones, Dictionary(rows))
-
-    def tuned(self, state: _State) -> _State:
-        """Harmonics that change with the pitch, and the tones refined with them."""
-        timbre = fit_timbre(self.model.objective, self.spectra, state.tones, state.dictionary.plain)
-        return self.priced(self.refitted(state.tones, timbre))
+        return eqx.tree_at(lambda t: (t.amplitude, t.fundamental), tones, fields), Dictionary(rows)
 
     def refitted(self, tones: Tones, dictionary: Dictionary) -> _State:
         slots = tones.capacity // dictionary.num_instruments
@@ -278,6 +296,10 @@ class _Frames(eqx.Module):
         objective, limit = self.model.objective, self.model.tones_per_instrument
         number = state.dictionary.num_instruments
         return self.voices.fit(state.tones, number, limit, objective.axis, self.scale)
+
+    def total(self, state: _State) -> float:
+        """What a state costs, lines included."""
+        return state.cost + _LINES * self.scale * state.lines
 
     def priced(self, state: _State) -> _State:
         alone = jax.tree.map(lambda x: x[:, None], state.found)

@@ -7,6 +7,7 @@ instruments so that each has one sound, and lines of small steps without gaps.
 """
 
 import dataclasses
+from typing import NamedTuple
 
 import equinox as eqx
 import jax
@@ -25,7 +26,7 @@ from jaxsep.tones.dictionary import Dictionary
 from jaxsep.tones.rendering import partials_of
 from jaxsep.tones.tones import Tones
 
-__all__ = ["Streaming", "Tracks", "find_tracks", "stream"]
+__all__ = ["Streamed", "Streaming", "Tracks", "find_tracks", "stream"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,10 +44,10 @@ class Streaming:
       earlier one may ring on; at most 0.3 s count.
     """
 
-    timbre: float = 0.5
-    leap: float = 0.15
+    timbre: float = 0.4
+    leap: float = 0.12
     memory: float = 1.2
-    entry: float = 3.0
+    entry: float = 2.0
     breath: float = 0.12
     overlap: float = 20.0
     release: float = 0.15
@@ -64,7 +65,10 @@ _DIP, _DIP_TIME = 4.0, 0.4
 
 #: How near in pitch, in semitones, tracks say what an instrument sounds like there, and how much those of
 #: other registers add.
-_NEAR, _FAR, _FAR_SHARE = 4.0, 12.0, 0.3
+_NEAR, _FAR, _FAR_SHARE = 3.0, 12.0, 0.3
+
+#: Power of the roots of partials by which sounds are compared.
+_COMPRESSION = 0.7
 
 #: States of the search that are followed, and how often sounds and assignment may change each other.
 _WIDTH, _ROUNDS = 64, 5
@@ -89,6 +93,19 @@ class Tracks(eqx.Module):
     owner: Int[np.ndarray, " tracks"]
 
 
+class Streamed(NamedTuple):
+    """Tones whose tracks went to instruments.
+
+    - `tones`: with their new instruments; those of tracks too short to judge keep theirs.
+    - `before`, `after`: mean cost of a track by its instruments before and now, 0 without tracks; before,
+      infinite where the instruments were fewer.
+    """
+
+    tones: Tones
+    before: float
+    after: float
+
+
 def stream(
     objective: LiftedLoss,
     spectra: Float[np.ndarray, "frames bins"],
@@ -97,7 +114,7 @@ def stream(
     num_instruments: int,
     spacing: float,
     costs: Streaming = Streaming(),
-) -> Tones:
+) -> Streamed:
     """The same tones, each track given to the instrument whose line and sound it belongs to.
 
     Arguments:
@@ -109,8 +126,6 @@ def stream(
         spacing: of the frames, in seconds.
         costs: of an assignment.
 
-    Returns: tones `[frames, slots]` with other instruments; those of tracks too short to judge keep theirs.
-
     Example:
         >>> shape = (40, 2)  # [frames, tones]: two steady lines
         >>> place = jnp.broadcast_to(jnp.array([300.0, 450.0]), shape)
@@ -119,21 +134,27 @@ def stream(
         >>> spectra = np.asarray(jax.vmap(frame)(tones))
         >>> one = jaxsep.Dictionary(jnp.ones((1, 1)))
         >>> found = stream(jaxsep.LiftedLoss(), spectra, tones, one, 2, 0.01)
-        >>> sorted(found.instrument[0].tolist())
+        >>> sorted(found.tones.instrument[0].tolist())
         [0, 1]
     """
     tones = jax.tree.map(np.asarray, tones)
     tracks = find_tracks(tones, objective.axis, spacing)
     if not tracks.begin.size or num_instruments == 1:
-        return tones
+        return Streamed(tones, 0.0, 0.0)
     sound, weight = _sounds(objective, spectra, tones, dictionary, tracks)
-    starts = [_by_pitch(tracks, num_instruments)]
+    lines = _Lines(tracks, sound, weight, num_instruments, costs)
+    starts = [lines.by_pitch(), lines.cheapest(np.zeros((tracks.begin.size, num_instruments)))]
+    before = np.inf
     if dictionary.num_instruments == num_instruments:
         starts.append(tracks.owner)
-    owner = _assigned(tracks, sound, weight, starts, num_instruments, costs)
+        before = lines.judge(tracks.owner)[0]
+    after, owner = lines.search(starts)
+    if after >= before:
+        after, owner = before, tracks.owner
     judged = tracks.label >= 0
     instrument = np.where(judged, owner[np.maximum(tracks.label, 0)], tones.instrument).astype(np.int32)
-    return eqx.tree_at(lambda t: t.instrument, tones, instrument)
+    tones = eqx.tree_at(lambda t: t.instrument, tones, instrument)
+    return Streamed(tones, before / tracks.begin.size, after / tracks.begin.size)
 
 
 def find_tracks(tones: Tones, axis: LogAxis, spacing: float) -> Tracks:
@@ -206,6 +227,7 @@ def _sounds(objective, spectra, tones, dictionary, tracks):
     count = tracks.begin.size
     add = lambda x: np.stack([np.bincount(number, column, count) for column in x[judged].T], axis=1)
     sound = add(weight * root) / np.maximum(add(weight * level), 1e-9)
+    sound = sound**_COMPRESSION
     weight = add(weight) / np.bincount(number, minlength=count)[:, None] + 1e-4
     size = np.sqrt(np.sum(weight * sound**2, axis=1) / np.sum(weight, axis=1))
     return sound / np.maximum(size, 1e-6)[:, None], weight
@@ -231,44 +253,95 @@ def _observed(objective, spectra, tones, harmonics):
     return jax.vmap(frame)(reach, tones, harmonics)
 
 
-def _assigned(tracks, sound, weight, starts, number, costs):
-    """The owner of each track: the cheapest of what is reached from several starts."""
-    ends = []
-    silent = _line_costs(tracks, costs)
-    for owner in [*starts, _best_owners(tracks, np.zeros((tracks.begin.size, number)), silent)[1]]:
-        for part in (0.5, *[1.0] * _ROUNDS):  # at first the lines count for more
-            before = owner
-            distance = _distances(tracks, sound, weight, owner, number)
-            usual = np.median(distance.min(axis=1)) + 1e-3
-            timbre = part * costs.timbre * np.minimum(distance / usual, _FARTHEST)
-            cost, owner = _best_owners(tracks, timbre, silent)
-            if part == 1 and np.array_equal(owner, before):
-                break
-        ends.append((cost, owner))
-    return min(ends, key=lambda end: end[0])[1]
+class _Lines:
+    """Assignments of tracks to instruments, and what they cost.
 
-
-def _distances(tracks, sound, weight, owner, number):
-    """How far each track's sound is from that of the instruments' other tracks near in pitch, `[tracks, n]`.
-
-    It is the part of the track's weighted sum of squares that the instrument's sound, as loud as fits best,
-    does not explain.
+    What a track is like depends on who owns the others. Sounds count relative to the median distance of a
+    track from its own instrument: an assignment that makes all tracks alike gains nothing by that.
     """
-    apart = (tracks.pitch[:, None] - tracks.pitch) ** 2
-    near = np.exp(-0.5 * apart / _NEAR**2) + _FAR_SHARE * np.exp(-0.5 * apart / _FAR**2) + 0.01
-    np.fill_diagonal(near, 0)  # nobody is like himself
-    near *= np.sqrt(tracks.end - tracks.begin)
-    total = np.sum(weight * sound**2, axis=1)
-    distance = np.ones((tracks.begin.size, number))
-    for instrument in range(number):
-        votes = near * (owner == instrument)
-        known = votes @ weight
-        usual = votes @ (weight * sound) / np.maximum(known, 1e-9)
-        told = weight * (known > 1e-6)
-        both, square = np.sum(told * sound * usual, axis=1), np.sum(told * usual**2, axis=1)
-        explained = both**2 / np.maximum(square, 1e-9)
-        distance[:, instrument] = np.where(square > 0, 1 - explained / np.maximum(total, 1e-9), 1)
-    return np.clip(distance, 0, 1)
+
+    def __init__(self, tracks, sound, weight, number, costs):
+        self.tracks, self.sound, self.weight, self.number, self.costs = tracks, sound, weight, number, costs
+        self.follows, self.all = _line_costs(tracks, costs), np.arange(tracks.begin.size)
+
+    def search(self, starts):
+        """The cheapest of what suits its own sounds, reached from several starts, with its cost."""
+        ends = []
+        for owner in starts:
+            for part in (0.5, *[1.0] * _ROUNDS):  # at first the lines count for more
+                before, owner = owner, self.cheapest(part * self.judge(owner)[1])
+                if part == 1 and np.array_equal(owner, before):
+                    break
+            ends.append((self.judge(owner)[0], owner))
+        return min(ends, key=lambda end: end[0])
+
+    def judge(self, owner):
+        """Cost of an assignment, and that of each track's sound by whoever would own it, `[tracks, n]`."""
+        distance = self._distances(owner)
+        usual = np.median(distance[self.all, owner]) + 1e-3
+        timbre = self.costs.timbre * np.minimum(distance / usual, _FARTHEST)
+        last, cost = np.full(self.number, self.all.size), timbre[self.all, owner].sum()
+        for track, instrument in enumerate(owner):
+            cost += self.follows[last[instrument], track]
+            last[instrument] = track
+        return cost, timbre
+
+    def cheapest(self, timbre):
+        """The cheapest assignment by beam search in the order of begin.
+
+        The state is the last track of each instrument, so that few states cover all that is likely.
+        """
+        count, number = timbre.shape
+        last = np.full((1, number), count)
+        score, history = np.zeros(1), []
+        places = (count + 1) ** np.arange(number, dtype=np.uint64)  # may wrap: a hash
+        for track in range(count):
+            total = score[:, None] + timbre[track] + self.follows[last, track]
+            order = np.argsort(total, axis=None, kind="stable")[: 4 * _WIDTH]
+            parent, owner = np.unravel_index(order, total.shape)
+            states = last[parent]
+            states[np.arange(order.size), owner] = track
+            mark = (states.astype(np.uint64) * places).sum(axis=1)
+            first = np.sort(np.unique(mark, return_index=True)[1])[:_WIDTH]
+            last, score = states[first], total.ravel()[order[first]]
+            history.append((parent[first], owner[first]))
+        state, owners = 0, np.empty(count, int)
+        for track in range(count - 1, -1, -1):
+            parent, owner = history[track]
+            owners[track], state = owner[state], parent[state]
+        return owners
+
+    def by_pitch(self):
+        """Owners by height among the tracks that sound in the middle of each, the highest to the first."""
+        begin, end, pitch = self.tracks.begin, self.tracks.end, self.tracks.pitch
+        middle = (begin + end) / 2
+        beside = (begin <= middle[:, None]) & (middle[:, None] < end)
+        above = np.sum(beside & (pitch > pitch[:, None]), axis=1)
+        among = np.maximum(beside.sum(axis=1), 1)
+        return np.minimum(((above + 0.5) * self.number / among).astype(int), self.number - 1)
+
+    def _distances(self, owner):
+        """How far each track's sound is from that of the instruments' other tracks near in pitch.
+
+        It is the part of the track's weighted sum of squares that the instrument's sound, as loud as fits
+        best, does not explain; `[tracks, n]`.
+        """
+        tracks, sound, weight = self.tracks, self.sound, self.weight
+        apart = (tracks.pitch[:, None] - tracks.pitch) ** 2
+        near = np.exp(-0.5 * apart / _NEAR**2) + _FAR_SHARE * np.exp(-0.5 * apart / _FAR**2) + 0.01
+        np.fill_diagonal(near, 0)  # nobody is like himself
+        near *= np.sqrt(tracks.end - tracks.begin)
+        total = np.sum(weight * sound**2, axis=1)
+        distance = np.ones((self.all.size, self.number))
+        for instrument in range(self.number):
+            votes = near * (owner == instrument)
+            known = votes @ weight
+            usual = votes @ (weight * sound) / np.maximum(known, 1e-9)
+            told = weight * (known > 1e-6)
+            both, square = np.sum(told * sound * usual, axis=1), np.sum(told * usual**2, axis=1)
+            explained = both**2 / np.maximum(square, 1e-9)
+            distance[:, instrument] = np.where(square > 0, 1 - explained / np.maximum(total, 1e-9), 1)
+        return np.clip(distance, 0, 1)
 
 
 def _line_costs(tracks, costs):
@@ -284,38 +357,3 @@ def _line_costs(tracks, costs):
     follows = step + entry + costs.overlap * np.clip(common, 0, 0.3)
     first = np.full((1, tracks.begin.size), 4 * costs.leap + costs.entry)
     return np.concatenate([follows, first])
-
-
-def _best_owners(tracks, timbre, follows):
-    """Least cost of an assignment of all tracks, and that assignment, by beam search in the order of begin.
-
-    The state is the last track of each instrument, so that few states cover all that is likely.
-    """
-    count, number = timbre.shape
-    last = np.full((1, number), count)
-    score, history = np.zeros(1), []
-    places = (count + 1) ** np.arange(number, dtype=np.uint64)  # may wrap: a hash
-    for track in range(count):
-        total = score[:, None] + timbre[track] + follows[last, track]
-        order = np.argsort(total, axis=None, kind="stable")[: 4 * _WIDTH]
-        parent, owner = np.unravel_index(order, total.shape)
-        states = last[parent]
-        states[np.arange(order.size), owner] = track
-        mark = (states.astype(np.uint64) * places).sum(axis=1)
-        first = np.sort(np.unique(mark, return_index=True)[1])[:_WIDTH]
-        last, score = states[first], total.ravel()[order[first]]
-        history.append((parent[first], owner[first]))
-    state, owners = 0, np.empty(count, int)
-    for track in range(count - 1, -1, -1):
-        parent, owner = history[track]
-        owners[track], state = owner[state], parent[state]
-    return float(score[0]), owners
-
-
-def _by_pitch(tracks, number):
-    """Owners by height among the tracks that sound in the middle of each, the highest to the first."""
-    middle = (tracks.begin + tracks.end) / 2
-    beside = (tracks.begin <= middle[:, None]) & (middle[:, None] < tracks.end)
-    above = np.sum(beside & (tracks.pitch > tracks.pitch[:, None]), axis=1)
-    among = np.maximum(beside.sum(axis=1), 1)
-    return np.minimum(((above + 0.5) * number / among).astype(int), number - 1)

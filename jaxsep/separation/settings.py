@@ -13,6 +13,9 @@ METHODS = ("pursuit", "blasso")
 #: How much notes bind that are known: they are all; or they stay, and the rest is searched; or they begin.
 NOTES_ARE = ("all", "held", "start")
 
+#: Restarts by default where the tones of each frame are found alone.
+_RESTARTS = 2
+
 
 @described
 @dataclasses.dataclass(frozen=True)
@@ -24,13 +27,13 @@ class SeparationSettings:
     Example:
         >>> jaxsep.SeparationSettings.fast().hop
         1024
-        >>> jaxsep.SeparationSettings(restarts=0)
+        >>> jaxsep.SeparationSettings(restarts=-1)
         Traceback (most recent call last):
-        ValueError: restarts: expected an integer of at least 1, got 0
+        ValueError: restarts: expected an integer of at least 0, got -1
     """
 
     #: What the quick preset changes.
-    FAST: ClassVar[dict[str, Any]] = {"restarts": 1, "steps": 48, "hop": 1024}
+    FAST: ClassVar[dict[str, Any]] = {"hop": 1024}
 
     method: str = setting(
         "pursuit",
@@ -53,10 +56,10 @@ class SeparationSettings:
         1, "tones that one instrument may play at a time.", least=1, option="--tones T"
     )
     restarts: int = setting(
-        2,
-        "dictionaries learned from different seeds, the best of which is used; the full search also begins "
-        "without any.",
-        least=1,
+        0,
+        "dictionaries learned from samples of the recording (P1), the best of which begins a search; with 0 "
+        "two for the greedy search, and none for the full one, which also begins without any.",
+        least=0,
         option="--restarts R",
     )
     steps: int = setting(96, "minibatches that each dictionary is learned from.", least=1, option="--steps K")
@@ -104,8 +107,13 @@ class SeparationSettings:
 
     @classmethod
     def fast(cls) -> "SeparationSettings":
-        """One short restart, and half the frames."""
+        """Half the frames."""
         return cls(**cls.FAST)
+
+    @property
+    def num_learned(self) -> int:
+        """How many dictionaries are learned from samples."""
+        return self.restarts or (_RESTARTS if self.search == "greedy" else 0)
 
     def __post_init__(self):
         check_settings(self)

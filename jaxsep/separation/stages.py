@@ -12,7 +12,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, PRNGKeyArray
-from scipy.optimize import linear_sum_assignment
 
 from jaxsep.audio import mono, resample
 from jaxsep.blasso.decompose import decompose
@@ -40,9 +39,6 @@ from jaxsep.tones.dictionary import Dictionary
 from jaxsep.tones.tones import Tones
 
 __all__ = ["Clock", "Part", "Stages", "Survey"]
-
-#: Restarts that the search of the whole recording begins with, beside one sound for all.
-_STARTS = 1
 
 #: Seconds of notes that teach what their instrument sounds like.
 _TEACHES = 1.0
@@ -78,7 +74,8 @@ class Part(NamedTuple):
 class Survey(NamedTuple):
     """What is known of a recording before its frames are explained.
 
-    - `dictionaries`: to begin with, the most promising first.
+    - `num_instruments`: to tell apart.
+    - `dictionaries`: to begin with, the most promising first; none where nothing is known.
     - `learn`: whether they may change.
     - `losses`: of all dictionaries that were learned.
     - `voices`: what notes have in common; `Voices` are those of this recording.
@@ -86,6 +83,7 @@ class Survey(NamedTuple):
     - `notes`: that are known of it.
     """
 
+    num_instruments: int
     dictionaries: tuple[Dictionary, ...]
     learn: bool
     losses: tuple[float, ...]
@@ -131,36 +129,33 @@ class Stages:
         key: PRNGKeyArray,
         notes: KnownNotes | None = None,
     ) -> Survey:
-        """Dictionaries learned from spectra, unless one is given, which stays as it is, or all notes are."""
+        """What is given, or told by notes; dictionaries are learned from samples if asked for."""
         peak = float(spectra.max())
         if not peak > 0:
             raise ValueError("samples: expected sound that lasts, within the range of hearing, got none")
+        known = lambda *dictionaries, learn=True, losses=(): Survey(
+            num_instruments, dictionaries, learn, losses, voices, peak, notes
+        )
         if dictionary is not None:
-            dictionary = dictionary if self.settings.timbre else dictionary.plain
-            return Survey((dictionary,), False, (), voices, peak, notes)
-        if notes is not None and notes.notes_are == "all":
-            return Survey((), True, (), voices, peak, notes)
-        if notes is not None and (taught := self._taught(spectra / peak, notes.score)) is not None:
-            return Survey((taught,), True, (), voices, peak, notes)
-        settings = self.settings
+            return known(dictionary if self.settings.timbre else dictionary.plain, learn=False)
+        if notes is not None:
+            return known() if notes.notes_are == "all" else known(self._heard(spectra / peak, notes.score))
+        if not self.settings.num_learned:
+            return known()
         learner = DictionaryLearner(
             # The dictionary averages over many frames: tones need not be exact to teach it.
             _with_tolerance(self.pursuit, 1e-4),
             num_instruments,
-            batch=settings.batch,
-            calls=-(-2 * settings.steps // 3),
-            polish=settings.steps // 3,
+            batch=self.settings.batch,
+            calls=-(-2 * self.settings.steps // 3),
+            polish=self.settings.steps // 3,
         )
         with self.clock("learning"):
-            restarts = learn_dictionaries(
-                spectra / peak, learner, settings.restarts, progress=self.progress, key=key
+            learned = learn_dictionaries(
+                spectra / peak, learner, self.settings.num_learned, progress=self.progress, key=key
             )
-        dictionaries = [Dictionary(restart.harmonics) for restart in restarts[:_STARTS]]
-        if notes is not None:
-            heard = self._heard(spectra / peak, notes.score)
-            dictionaries = [_like(dictionary, *heard) for dictionary in dictionaries]
-        losses = tuple(restart.loss for restart in restarts)
-        return Survey(tuple(dictionaries), True, losses, voices, peak, notes)
+        losses = tuple(restart.loss for restart in learned)
+        return known(Dictionary(learned[0].harmonics), losses=losses)
 
     def settled(self, spectra: Float[np.ndarray, "frames bins"], survey: Survey) -> Survey:
         """The survey with the one dictionary, and the voices, that explain these spectra best."""
@@ -194,11 +189,12 @@ class Stages:
                 timbre=self.settings.timbre,
             )
             total = alternation.num_steps(len(survey.dictionaries))
+            starts = survey.dictionaries or survey.num_instruments
             with self.progress.stage("finding the tones", total) as advance:
                 spacing = self.settings.hop / ANALYSIS_RATE
                 dry = foreground(spectra, spacing)
                 return alternation(
-                    model, spectra, survey.dictionaries, spacing, advance, dry=dry, find=self._finder, **notes
+                    model, spectra, starts, spacing, advance, dry=dry, find=self._finder, **notes
                 )
 
     def explain(self, part: Part, spectra: Float[np.ndarray, "frames bins"], survey: Survey) -> Separation:
@@ -250,18 +246,15 @@ class Stages:
             return fit(model, spectra, known, dictionary, advance)
 
     def _heard(self, spectra, score):
-        """The dictionary that is heard at notes, and which instruments these teach."""
+        """The dictionary that is heard at notes; one sound for all whom they hardly teach."""
         known = self._known(spectra, score, everywhere=False)
         tones = known.sounding(self._model(KnownNotes(score, "")).tones_per_instrument)
         seconds = np.zeros(score.num_instruments)
         for note in score.notes:
             seconds[note.instrument] += note.offset - note.onset
-        return heard_dictionary(spectra, tones, score.num_instruments, self.axis), seconds >= _TEACHES
-
-    def _taught(self, spectra, score):
-        """The dictionary that notes teach, if they do so of all instruments."""
-        heard, taught = self._heard(spectra, score)
-        return heard if taught.all() else None
+        heard = heard_dictionary(spectra, tones, score.num_instruments, self.axis).harmonics
+        taught = jnp.asarray(seconds >= _TEACHES)[:, None]
+        return Dictionary(jnp.where(taught, heard, Dictionary.one_sound().harmonics))
 
     def _greedy(self, spectra, dictionary):
         """The tones of each frame alone (P1)."""
@@ -308,14 +301,6 @@ class Clock:
         """Seconds of every stage since the last call."""
         seconds, self._seconds = self._seconds, {}
         return seconds
-
-
-def _like(dictionary, heard, taught):
-    """The rows of a learned dictionary in the order of heard ones, which take the place of some."""
-    rows, wanted = (np.asarray(each.harmonics) for each in (dictionary, heard))
-    unit = lambda x: x / np.linalg.norm(x, axis=1, keepdims=True)
-    _, order = linear_sum_assignment(-unit(wanted) @ unit(rows).T)
-    return Dictionary(jnp.asarray(np.where(taught[:, None], wanted, rows[order])))
 
 
 def _spans(hop):

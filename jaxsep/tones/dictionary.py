@@ -72,6 +72,16 @@ class Dictionary(eqx.Module):
                 f"have, got shape {self.by_pitch.shape} with {self.harmonics.shape} and {self.pitches.shape}"
             )
 
+    @classmethod
+    def one_sound(cls, num_harmonics: int = NUM_HARMONICS) -> "Dictionary":
+        """A single instrument of which nothing is known: harmonic h has the amplitude 1/h.
+
+        Example:
+            >>> print(jaxsep.Dictionary.one_sound(4).harmonics.round(2))
+            [[1.   0.5  0.33 0.25]]
+        """
+        return cls(1 / jnp.arange(1, num_harmonics + 1, dtype=jnp.float32)[None])
+
     @property
     def num_instruments(self) -> int:
         """Number of instruments."""
