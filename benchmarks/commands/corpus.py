@@ -125,7 +125,7 @@ def oracle_stems(
 
 
 HEADER = ["piece", "seed", "wall s", "peak GiB", "SDR", "SIR", "SAR", "mean SDR", "oracle SDR"]
-HEADER += ["notes right %", "restart loss", "loss"]
+HEADER += ["notes right %", "loss"]
 
 
 def row(run: dict[str, Any]) -> list[str]:
@@ -139,7 +139,6 @@ def row(run: dict[str, Any]) -> list[str]:
         f"{np.mean(run['sdr']):.2f}",
         f"{np.mean(run['oracle']['sdr']):.1f}",
         "–" if run["right"] is None else f"{100 * run['right']:.0f}",
-        f"{run['restart_losses'][0]:.3f}",
         f"{run['loss']:.4f}",
     ]
 
@@ -157,7 +156,7 @@ def table(runs: list[dict[str, Any]]) -> str:
     last += [f"{mean(lambda run: np.mean(run['sdr'])):.2f}"]
     last += [f"{mean(lambda run: np.mean(run['oracle']['sdr'])):.1f}"]
     last += [f"{100 * np.mean(judged):.0f}" if judged else "–"]
-    last += [f"{mean(lambda run: run['restart_losses'][0]):.3f}", f"{mean(lambda run: run['loss']):.4f}"]
+    last += [f"{mean(lambda run: run['loss']):.4f}"]
     return markdown_table(HEADER, [*map(row, runs), last])
 
 

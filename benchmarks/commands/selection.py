@@ -36,14 +36,13 @@ DUPLICATE = 0.98
 def main(
     quick: bool = False,
     keys: Annotated[int, typer.Option(help="Number of keys.", min=1)] = 10,
-    restarts: Annotated[int | None, typer.Option(help="Of each key.  [default: jaxsep's]", min=1)] = None,
+    restarts: Annotated[int, typer.Option(help="Of each key.", min=1)] = 2,
     search: Annotated[str, typer.Option(help="greedy or full.")] = "greedy",
     seconds: Annotated[float, typer.Option(help="Use the start of each piece alone.", min=0.3)] = 12.0,
     pieces: SomePieces = PIECES,
 ) -> None:
     """SDR of the restart chosen by its loss, against the best of the restarts."""
     settings = SeparationSettings(search=search)
-    restarts = restarts or settings.restarts
     names = chosen_pieces(pieces)
     if quick:
         keys, restarts, seconds, names = 2, 2, 3.0, names[:1]
