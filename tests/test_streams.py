@@ -8,7 +8,7 @@ import pytest
 from problems import AXIS, DICTIONARY, SEMITONE, Note, pack_notes, render_notes
 
 from jaxsep.pursuit.loss import LiftedLoss
-from jaxsep.search.streams import find_tracks, stream
+from jaxsep.search.streams import Streaming, find_tracks, stream
 from jaxsep.tones.dictionary import Dictionary
 
 OBJECTIVE, SPACING, LENGTH = LiftedLoss(AXIS), 0.02, 10
@@ -30,8 +30,8 @@ def lines(*voices):
     return tones, spectra.astype(np.float32)
 
 
-def streamed(tones, spectra, number=2, dictionary=INSTRUMENTS):
-    return stream(OBJECTIVE, spectra, tones, dictionary, number, SPACING).tones
+def streamed(tones, spectra, number=2, dictionary=INSTRUMENTS, **costs):
+    return stream(OBJECTIVE, spectra, tones, dictionary, number, SPACING, Streaming(**costs)).tones
 
 
 def together(tones, found):
@@ -88,6 +88,21 @@ def test_who_plays_alone_keeps_the_whole_line():
     torn = eqx.tree_at(lambda t: t.instrument, tones, torn.astype(np.int32))
     assert not together(tones, torn)
     assert together(tones, streamed(torn, spectra))
+
+
+def test_who_rests_does_not_come_in_for_single_notes():
+    # Both sound alike, and leaps alone would have the second play the upper notes of the first one's line.
+    low = [2, 0] + [10, 0] * 4 + [2, 0]
+    high = [14, 12] + [None] * 8 + [12, 14]
+    tones, spectra = lines((low, 0), (high, 0))
+    second = np.arange(2) == 1
+    tones = eqx.tree_at(lambda t: t.instrument, tones, np.where(second, 1, 0) + 0 * tones.instrument)
+    upper = np.zeros(tones.active.shape, bool)
+    upper[2 * LENGTH : 10 * LENGTH, 0] = (np.arange(8 * LENGTH) // LENGTH) % 2 == 0
+    torn = eqx.tree_at(lambda t: t.instrument, tones, np.where(upper, 1, tones.instrument).astype(np.int32))
+    assert not together(tones, torn)
+    assert together(tones, streamed(torn, spectra))
+    assert not together(tones, streamed(torn, spectra, entry=0.0))
 
 
 def test_one_sound_serves_to_begin_with():
