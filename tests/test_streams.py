@@ -92,13 +92,13 @@ def test_who_plays_alone_keeps_the_whole_line():
 
 def test_who_rests_does_not_come_in_for_single_notes():
     # Both sound alike, and leaps alone would have the second play the upper notes of the first one's line.
-    low = [2, 0] + [10, 0] * 4 + [2, 0]
-    high = [14, 12] + [None] * 8 + [12, 14]
+    low = [2, 0] + [0, 10] * 3 + [0] + [2, 0]
+    high = [14, 12] + [None] * 7 + [12, 14]
     tones, spectra = lines((low, 0), (high, 0))
     second = np.arange(2) == 1
     tones = eqx.tree_at(lambda t: t.instrument, tones, np.where(second, 1, 0) + 0 * tones.instrument)
     upper = np.zeros(tones.active.shape, bool)
-    upper[2 * LENGTH : 10 * LENGTH, 0] = (np.arange(8 * LENGTH) // LENGTH) % 2 == 0
+    upper[2 * LENGTH : 9 * LENGTH, 0] = (np.arange(7 * LENGTH) // LENGTH) % 2 == 1
     torn = eqx.tree_at(lambda t: t.instrument, tones, np.where(upper, 1, tones.instrument).astype(np.int32))
     assert not together(tones, torn)
     assert together(tones, streamed(torn, spectra))
