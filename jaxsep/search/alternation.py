@@ -35,7 +35,7 @@ _RINGING = (1, 2, 4, 8, 16, 32)
 _STRICT = 3.0
 
 #: What a track costs by `stream`, beside a frame by C, where two states are compared.
-_LINES = 0.4
+_LINES = 0.25
 
 #: Costs in the last round: the notes are known, and only their edges are sought.
 _EDGES = VoiceModel(register=0.0, crossing=0.0, change=0.05, sounding=0.0, ringing=0.1)

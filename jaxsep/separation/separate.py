@@ -70,7 +70,8 @@ def separate(
         voices: what notes have in common, for the full search.
         dictionary: instruments learned from another recording; without one they are learned from this.
         progress: hears how the work proceeds.
-        key: the same key gives the same result.
+        key: of what is learned from samples, if anything is (`SeparationSettings.num_learned`); the same key
+            gives the same result.
 
     Returns: stems at the rate and length of the input, and everything found on the way. They sum to the input
     with masking, a share above 0 and one phase iteration, as by default. All of it is in memory, 0.4 MB of
