@@ -285,6 +285,11 @@ def test_nothing_need_be_known_of_the_instruments():
     assert 0 < len(steps) <= alternation.num_steps(0)
 
 
+def test_what_stays_must_be_given():
+    with pytest.raises(ValueError, match=r"dictionaries: expected some where they stay .*, got 2"):
+        Alternation(learn=False)(PURSUIT, song()[1], 2, SPACING)
+
+
 def test_states_are_compared_by_their_loss_and_their_lines():
     frames = alternation_module._Frames(PURSUIT, recording(), (1,), SPACING, VoiceModel(), 0.3, lambda: None)
     state = alternation_module._State(greedy(), INSTRUMENTS, cost=1.0, lines=2.0)

@@ -139,6 +139,8 @@ class Alternation(eqx.Module):
             begin: notes that take the place of what was found; then there is one start for each dictionary,
                 and one way.
             known: notes that stay as they are, from beginning to end.
+
+        Raises: `ValueError` without a dictionary where it may not change, or notes are given.
         """
         trace: list[float] = []
         tick = lambda: advance(f"cost {trace[-1]:.3f}" if trace else "")
@@ -147,6 +149,11 @@ class Alternation(eqx.Module):
         notes = [None if each is None else each.every(self.stride) for each in (begin, known)]
         few = _Frames(model, dry[:: self.stride], near, self.stride * spacing, self.voices, 1.0, tick, *notes)
         given = () if isinstance(dictionaries, int) else dictionaries
+        if not given and not (self.learn and begin is None and known is None):
+            raise ValueError(
+                "dictionaries: expected some where they stay as they are or notes are known, got "
+                f"{dictionaries!r}"
+            )
         number, size = given[0].harmonics.shape if given else (dictionaries, NUM_HARMONICS)
         starts = [few.each_alone(find, dictionary.plain) for dictionary in given]
         if self.learn and begin is None:
