@@ -293,8 +293,9 @@ def test_what_stays_must_be_given():
 def test_states_are_compared_by_their_loss_and_their_lines():
     frames = alternation_module._Frames(PURSUIT, recording(), (1,), SPACING, VoiceModel(), 0.3, lambda: None)
     state = alternation_module._State(greedy(), INSTRUMENTS, cost=1.0, lines=2.0)
-    cheaper = dataclasses.replace(state, cost=1.1, lines=1.5)
-    assert frames.total(state) < frames.total(cheaper) < frames.total(dataclasses.replace(state, cost=1.2))
+    dearer = dataclasses.replace(state, cost=1.02, lines=1.0)
+    assert frames.total(dearer) < frames.total(state)  # its lines make up for the loss
+    assert frames.total(dataclasses.replace(dearer, cost=1.2)) > frames.total(state)
 
 
 def test_tails_are_not_searched_for_notes():

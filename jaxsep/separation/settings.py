@@ -38,7 +38,7 @@ class SeparationSettings:
     method: str = setting(
         "pursuit",
         "what finds the tones of each frame by itself: pursuit (P1), or blasso, the Beurling LASSO (P3). "
-        "Either way the first dictionaries are learned by pursuit.",
+        "Where dictionaries are learned, it is by pursuit.",
         choices=METHODS,
     )
     alpha: float = setting(
