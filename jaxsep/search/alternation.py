@@ -121,6 +121,7 @@ class Alternation(eqx.Module):
         advance: Callable[[str], None] = lambda note: None,
         *,
         dry: Float[np.ndarray, "frames bins"] | None = None,
+        noise: float = 0.0,
         find: Finder = pursue,
         begin: Known | None = None,
         known: Known | None = None,
@@ -135,6 +136,8 @@ class Alternation(eqx.Module):
             spacing: of the frames, in seconds.
             advance: hears of every start and every exploration.
             dry: the spectra without what only rings on (`foreground`); by default they are the same.
+            noise: mean loss of a frame by noise that the spectra are without; what tones cost is relative to
+                it, too, as where nothing but noise is left unexplained everything else would be free.
             find: begins, with each frame by itself.
             begin: notes that take the place of what was found; then there is one start for each dictionary,
                 and one way.
@@ -160,7 +163,7 @@ class Alternation(eqx.Module):
             starts = [few.begun(start.tones, start.dictionary) for start in starts]
             if known is None and not (given and number == 1):
                 starts.append(few.one_sound(find, number, size))
-        scale = max(float(starts[0].found.loss.mean()), LEAST_SCALE)
+        scale = max(float(starts[0].found.loss.mean()) + noise, LEAST_SCALE)
         few = eqx.tree_at(lambda frames: frames.scale, few, scale)
         for _ in range(self.rounds):
             ends = sorted((self._round(few, start) for start in starts), key=few.total)
@@ -169,7 +172,7 @@ class Alternation(eqx.Module):
         state = starts[0]
 
         # What was wrong at first made the loss, and with it the costs, larger than they should be.
-        scale = max(float(state.found.loss.mean()), LEAST_SCALE)
+        scale = max(float(state.found.loss.mean()) + noise, LEAST_SCALE)
         frames = _Frames(model, dry, self.spans, spacing, _strict(self.voices), scale, tick, begin, known)
         # A given dictionary sounds from here on as it was learned.
         dictionary = state.dictionary if self.learn else dictionaries[0]

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
+from typing import NamedTuple
 
 import equinox as eqx
 import jax
@@ -10,10 +11,12 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jaxsep.numerics.devices import chunk_size, over_chunks
+from jaxsep.numerics.lanes import map_frames
 from jaxsep.separation.settings import SeparationSettings
 from jaxsep.signal.axes import LogAxis
-from jaxsep.signal.log_frequency import log_frequency_spectrogram
+from jaxsep.signal.log_frequency import log_frequency_spectrum
 from jaxsep.signal.masks import ratio_masks, unit_phase
+from jaxsep.signal.noise import MEAN_NOISE, above_noise, noise_level, without_hum
 from jaxsep.signal.peaks import PeakPursuit
 from jaxsep.signal.stft import GaussianSTFT
 from jaxsep.tones.rendering import render_instruments
@@ -21,6 +24,7 @@ from jaxsep.tones.tones import Tones
 
 __all__ = [
     "ANALYSIS_RATE",
+    "Spectra",
     "analyse_chunk",
     "excerpt_of",
     "instrument_spectra",
@@ -34,23 +38,62 @@ __all__ = [
 ANALYSIS_RATE = 48000
 
 
+class Spectra(NamedTuple):
+    """Log-frequency spectra of a recording, or of a stretch of it.
+
+    - `pitched`: magnitudes of what rises above the noise; 0 where hardly anything does, be it a crackle here
+      and there: noise alone has no pitch.
+    - `noise`: of each frame, the sum of the other magnitudes.
+    """
+
+    pitched: Float[np.ndarray, "frames bins"]
+    noise: Float[np.ndarray, " frames"]
+
+
 def log_spectra(
     samples: Float[np.ndarray, " samples"],
     stft: GaussianSTFT,
     axis: LogAxis,
     peaks: PeakPursuit,
     advance: Callable[[], None],
-) -> Float[np.ndarray, "frames bins"]:
-    """Log-frequency spectrogram of a signal at the analysis rate; `advance` is called after each chunk."""
+) -> Spectra:
+    """Log-frequency spectrogram of a signal at the analysis rate: what rises above its noise, and the noise.
+
+    Arguments:
+        samples: the signal.
+        stft: the transform.
+        axis: of the result.
+        peaks: finds the peaks of each frame.
+        advance: is called after each chunk.
+    """
     num_frames = stft.num_frames(samples.shape[-1])
     run = lambda frames, _: _log_spectra(excerpt_of(samples, stft, int(frames[0])), stft, axis, peaks)
-    return np.concatenate(list(over_chunks(run, num_frames, advance)))[:num_frames]
+    risen, total = zip(*over_chunks(run, num_frames, advance), strict=True)
+    risen, total = np.concatenate(risen)[:num_frames], np.concatenate(total)[:num_frames]
+    risen = without_hum(risen, axis)
+    if risen.sum() <= _PITCHED * total.sum():
+        risen = np.zeros_like(risen)
+    return Spectra(risen, np.maximum(total - risen.sum(axis=1), 0))
+
+
+#: Least part of the magnitudes of a recording that rises above the noise where anything has a pitch.
+_PITCHED = 0.15
+
+#: In Hz: a quarter tone below the lowest note of a piano. What is lower is rumble.
+_LOWEST = 26.7
 
 
 @eqx.filter_jit
 def _log_spectra(excerpt, stft, axis, peaks):
-    magnitudes = jnp.abs(analyse_chunk(excerpt, stft))[:, :-1]
-    return log_frequency_spectrogram(magnitudes, stft.axis(ANALYSIS_RATE), axis, peaks)
+    """What rises above the noise, and the sum of all magnitudes of each frame."""
+    magnitudes, linear = jnp.abs(analyse_chunk(excerpt, stft))[:, :-1], stft.axis(ANALYSIS_RATE)
+    found = peaks(magnitudes).peaks
+    heard = found.active & (linear.to_hz(found.position) > _LOWEST)
+    found = eqx.tree_at(
+        lambda p: (p.amplitude, p.active), found, (jnp.where(heard, found.amplitude, 0), heard)
+    )
+    moved = lambda peaks: map_frames(lambda p: log_frequency_spectrum(p, linear, axis), peaks)
+    return moved(above_noise(found, noise_level(magnitudes))), jnp.sum(moved(found), axis=1)
 
 
 def resynthesise(
@@ -105,7 +148,10 @@ def _stems(excerpt, phases, exist, tones, harmonics, num_instruments, stft, mask
     spectra = jax.vmap(partial(analyse_chunk, stft=stft))(excerpt)  # [channels, frames, bins]
     # Frames past the last one fill up the chunk; they are not part of the inverse.
     spectra = jnp.where(exist[:, None], spectra, 0)
-    masks = ratio_masks(likely, jnp.abs(jnp.mean(spectra, axis=0)), share=share)
+    magnitude = jnp.abs(jnp.mean(spectra, axis=0))
+    # Nobody's noise is shared evenly, also where somebody plays; else it would come and go with the notes.
+    likely = likely + MEAN_NOISE * noise_level(magnitude) / num_instruments
+    masks = ratio_masks(likely, magnitude, share=share)
 
     def stem(mask, magnitude, phase):
         def channel(mixture, own):

@@ -17,7 +17,7 @@ from jaxsep.audio import Recording, resample
 from jaxsep.notes.score import Score
 from jaxsep.progress import Progress
 from jaxsep.search.voices import VoiceModel
-from jaxsep.separation.chunks import ANALYSIS_RATE
+from jaxsep.separation.chunks import ANALYSIS_RATE, Spectra
 from jaxsep.separation.result import Separation, check_notes, check_request, level_of
 from jaxsep.separation.settings import NOTES_ARE, SeparationSettings
 from jaxsep.separation.stages import Part, Stages
@@ -158,7 +158,7 @@ def separate_parts(
                     f"got {np.abs(sounding).max():.3g}"
                 )
         analysed = [resample(excerpt, recording.sample_rate, ANALYSIS_RATE) for excerpt in excerpts]
-        spectra = np.concatenate([stages.spectra(excerpt) for excerpt in analysed])
+        spectra = Spectra(*map(np.concatenate, zip(*map(stages.spectra, analysed), strict=True)))
         survey = stages.settled(spectra, stages.survey(spectra, num_instruments, dictionary, voices, key))
         length = math.ceil(recording.duration / math.ceil(recording.duration / seconds))
         firsts, tail = range(0, math.ceil(recording.duration), length), None

@@ -28,7 +28,7 @@ from jaxsep.search.alternation import Alternation, Finder, SearchResult
 from jaxsep.search.given import GivenNotes, heard_dictionary
 from jaxsep.search.known import known_tones
 from jaxsep.search.voices import VoiceModel, Voices
-from jaxsep.separation.chunks import ANALYSIS_RATE, log_spectra, resynthesise
+from jaxsep.separation.chunks import ANALYSIS_RATE, Spectra, log_spectra, resynthesise
 from jaxsep.separation.result import KnownNotes, Separation
 from jaxsep.separation.settings import SeparationSettings
 from jaxsep.signal.axes import LogAxis
@@ -79,7 +79,7 @@ class Survey(NamedTuple):
     - `learn`: whether they may change.
     - `losses`: of all dictionaries that were learned.
     - `voices`: what notes have in common; `Voices` are those of this recording.
-    - `peak`: largest value of the spectra, by which they are divided.
+    - `peak`: largest value of the spectra, by which they are divided; 0 where nothing has a pitch.
     - `notes`: that are known of it.
     """
 
@@ -105,24 +105,25 @@ class Stages:
         self.stft, self.axis = GaussianSTFT(hop=settings.hop), LogAxis()
         self.pursuit = TonePursuit(LiftedLoss(self.axis), settings.tones_per_instrument)
 
-    def spectra(self, samples: Float[np.ndarray, "channels samples"]) -> Float[np.ndarray, "frames bins"]:
+    def spectra(self, samples: Float[np.ndarray, "channels samples"]) -> Spectra:
         """Log-frequency spectrogram of the average of channels (`mono`) at the analysis rate."""
         peaks = PeakPursuit.full() if self.settings.full_peaks else PeakPursuit()
         total = num_chunks(self.stft.num_frames(samples.shape[1]))
         with self.clock("spectrogram"), self.progress.stage("log-frequency spectrogram", total) as advance:
             return log_spectra(mono(samples), self.stft, self.axis, peaks, advance)
 
-    def aligned(self, spectra: Float[np.ndarray, "frames bins"], score: Score) -> Score:
+    def aligned(self, spectra: Spectra, score: Score) -> Score:
         """Notes at the times at which a whole recording plays them."""
+        pitched = spectra.pitched
         with self.clock("alignment"), self.progress.stage("aligning the notes", 1) as advance:
-            times = np.arange(len(spectra)) * self.settings.hop / ANALYSIS_RATE
-            moved = align_notes(score, spectra / max(float(spectra.max()), 1e-30), times, self.axis)
+            times = np.arange(len(pitched)) * self.settings.hop / ANALYSIS_RATE
+            moved = align_notes(score, pitched / max(float(pitched.max()), 1e-30), times, self.axis)
             advance()
         return moved
 
     def survey(
         self,
-        spectra: Float[np.ndarray, "frames bins"],
+        spectra: Spectra,
         num_instruments: int,
         dictionary: Dictionary | None,
         voices: VoiceModel,
@@ -130,16 +131,20 @@ class Stages:
         notes: KnownNotes | None = None,
     ) -> Survey:
         """What is given, or told by notes; dictionaries are learned from samples if asked for."""
-        peak = float(spectra.max())
-        if not peak > 0:
-            raise ValueError("samples: expected sound that lasts, within the range of hearing, got none")
+        peak = float(spectra.pitched.max())
         known = lambda *dictionaries, learn=True, losses=(): Survey(
             num_instruments, dictionaries, learn, losses, voices, peak, notes
         )
         if dictionary is not None:
             return known(dictionary if self.settings.timbre else dictionary.plain, learn=False)
+        if not peak > 0:
+            return known()
         if notes is not None:
-            return known() if notes.notes_are == "all" else known(self._heard(spectra / peak, notes.score))
+            return (
+                known()
+                if notes.notes_are == "all"
+                else known(self._heard(spectra.pitched / peak, notes.score))
+            )
         if not self.settings.num_learned:
             return known()
         learner = DictionaryLearner(
@@ -152,33 +157,35 @@ class Stages:
         )
         with self.clock("learning"):
             learned = learn_dictionaries(
-                spectra / peak, learner, self.settings.num_learned, progress=self.progress, key=key
+                spectra.pitched / peak, learner, self.settings.num_learned, progress=self.progress, key=key
             )
         losses = tuple(restart.loss for restart in learned)
         return known(Dictionary(learned[0].harmonics), losses=losses)
 
-    def settled(self, spectra: Float[np.ndarray, "frames bins"], survey: Survey) -> Survey:
+    def settled(self, spectra: Spectra, survey: Survey) -> Survey:
         """The survey with the one dictionary, and the voices, that explain these spectra best."""
-        if not survey.learn and self.settings.search == "greedy":
+        if not survey.peak > 0 or (not survey.learn and self.settings.search == "greedy"):
             return survey  # nothing to be known about voices
         found = self.search(spectra, survey)
         voices = survey.voices if found.voices is None else found.voices
         return survey._replace(dictionaries=(found.dictionary,), learn=False, voices=voices)
 
-    def search(self, spectra: Float[np.ndarray, "frames bins"], survey: Survey) -> SearchResult:
+    def search(self, heard: Spectra, survey: Survey) -> SearchResult:
         """Tones and dictionary that explain spectra."""
-        spectra = spectra / survey.peak
+        if not survey.peak > 0:
+            return _nothing(len(heard.pitched), survey)
+        spectra = heard.pitched / survey.peak
         with self.clock("pursuit"):
             if survey.notes is not None and survey.notes.notes_are == "all":
                 return self._at_notes(spectra, survey)
-            notes, model = {}, self._model(survey.notes)
+            more, model = {}, self._model(survey.notes)
             if survey.notes is not None:
                 score, known = survey.notes.score, functools.partial(self._known, spectra, everywhere=False)
-                notes["begin"] = known(score).as_listed()
+                more["begin"] = known(score).as_listed()
                 if survey.notes.notes_are == "held":
                     held = [note for note in score.notes if note.held]
                     held = dataclasses.replace(score, notes=held)
-                    notes["known"] = known(held) if held.notes or held.rests else None
+                    more["known"] = known(held) if held.notes or held.rests else None
             if self.settings.search == "greedy":
                 return self._greedy(spectra, survey.dictionaries[0].plain)
             alternation = Alternation(
@@ -192,12 +199,12 @@ class Stages:
             starts = survey.dictionaries or survey.num_instruments
             with self.progress.stage("finding the tones", total) as advance:
                 spacing = self.settings.hop / ANALYSIS_RATE
-                dry = foreground(spectra, spacing)
-                return alternation(
-                    model, spectra, starts, spacing, advance, dry=dry, find=self._finder, **notes
-                )
+                more["dry"] = foreground(spectra, spacing)
+                # With the square root as lift.
+                more["noise"] = 0.5 * float(heard.noise.mean()) / survey.peak
+                return alternation(model, spectra, starts, spacing, advance, find=self._finder, **more)
 
-    def explain(self, part: Part, spectra: Float[np.ndarray, "frames bins"], survey: Survey) -> Separation:
+    def explain(self, part: Part, spectra: Spectra, survey: Survey) -> Separation:
         """Everything that is found in a part of which the spectra are given."""
         found = self.search(spectra, survey)
         tones = jax.tree.map(np.asarray, found.tones.in_hz(self.axis, survey.peak))
@@ -301,6 +308,16 @@ class Clock:
         """Seconds of every stage since the last call."""
         seconds, self._seconds = self._seconds, {}
         return seconds
+
+
+def _nothing(num_frames, survey):
+    """What is found where nothing has a pitch."""
+    number = survey.num_instruments
+    alike = jnp.repeat(Dictionary.one_sound().harmonics, number, axis=0)
+    dictionary = survey.dictionaries[0] if survey.dictionaries else Dictionary(alike)
+    tones = jax.tree.map(np.asarray, Tones.empty((num_frames, number), np.float32))
+    sure = np.full(num_frames, np.inf, np.float32)
+    return SearchResult(tones, np.zeros(num_frames, np.float32), dictionary, (0.0,), sure)
 
 
 def _spans(hop):

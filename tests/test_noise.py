@@ -1,0 +1,176 @@
+"""Noise has no pitch: what is found in it, and what is done with it."""
+
+import json
+import warnings
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+import jaxsep
+from jaxsep.cli.app import app
+from jaxsep.separation.chunks import ANALYSIS_RATE
+from jaxsep.separation.settings import SeparationSettings
+from jaxsep.separation.stages import Stages
+from jaxsep.signal.axes import LogAxis
+from jaxsep.signal.noise import above_noise, noise_level, without_hum
+from jaxsep.signal.peaks import PeakPursuit
+
+RATE = 48000
+TIMES = np.arange(3 * RATE) / RATE
+
+
+def shaped(envelope, seed):
+    """Noise whose spectrum has an envelope over the frequencies in Hz, at a usual level."""
+    frequency = np.fft.rfftfreq(TIMES.size, 1 / RATE)
+    white = np.fft.rfft(np.random.default_rng(seed).standard_normal(TIMES.size))
+    noise = np.fft.irfft(white * envelope(frequency), TIMES.size)
+    return (0.1 * noise / noise.std()).astype(np.float32)
+
+
+def pink(seed):
+    return shaped(lambda f: 1 / np.sqrt(np.maximum(f, 20)), seed)
+
+
+def rumble(seed):
+    return shaped(lambda f: 1 / (1 + (f / 40) ** 4), seed)
+
+
+def hum(seed):
+    """50 Hz with falling harmonics, and a little noise."""
+    partials = [np.cos(2 * np.pi * 50 * n * TIMES + n) * 10 ** (-0.15 * (n - 1)) for n in range(1, 13)]
+    return (0.05 * np.sum(partials, axis=0) + 0.05 * pink(seed)).astype(np.float32)
+
+
+def applause(seed):
+    """Sixty clicks a second, more and less."""
+    random = np.random.default_rng(seed)
+    clicks = np.zeros(TIMES.size)
+    clicks[random.integers(0, TIMES.size, 60 * 3)] = random.standard_normal(60 * 3)
+    click = np.exp(-np.arange(200) / 30) * random.standard_normal(200)
+    sound = np.convolve(clicks, click)[: TIMES.size] * (0.5 + 0.5 * np.sin(2 * TIMES) ** 2)
+    return (0.1 * sound / sound.std()).astype(np.float32)
+
+
+def click(_):
+    return (TIMES == 1.5).astype(np.float32)
+
+
+def below_hearing(_):
+    return (0.5 * np.sin(2 * np.pi * 5 * TIMES)).astype(np.float32)
+
+
+def melody():
+    """A second of a note with ten harmonics, one of another, and one of nothing."""
+    pitch = np.where(TIMES < 1, 330.0, 392.0)
+    phase = 2 * np.pi * np.cumsum(pitch) / RATE
+    sound = sum(np.sin(n * phase) / n for n in range(1, 11)) * (TIMES < 2)
+    return (0.2 * sound).astype(np.float32)
+
+
+def spectra(samples):
+    return Stages(SeparationSettings(hop=1024)).spectra(samples[None]).pitched
+
+
+class TestNoiseAlone:
+    @pytest.mark.parametrize("kind", [pink, rumble, hum, applause, click, below_hearing])
+    def test_has_no_peaks(self, kind):
+        assert not spectra(kind(0)).any()
+
+    @pytest.mark.parametrize("search", ["full", "greedy"])
+    def test_is_shared_evenly(self, search):
+        noise, settings = pink(0), SeparationSettings(hop=1024, search=search)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            found = jaxsep.separate(noise, RATE, 3, settings=settings, key=jax.random.key(0))
+        assert not found.tones.active.any()
+        np.testing.assert_allclose(found.stems, np.stack([noise / 3] * 3), atol=1e-5)
+        assert found.dictionary.num_instruments == 3
+
+    def test_in_parts(self, tmp_path):
+        jaxsep.write_audio(tmp_path / "noise.wav", pink(0), RATE)
+        settings = SeparationSettings(hop=1024)
+        parts = jaxsep.separate_parts(
+            tmp_path / "noise.wav", 2, seconds=2.0, settings=settings, key=jax.random.key(0)
+        )
+        found = np.concatenate([part.stems for part in parts], axis=2)
+        np.testing.assert_allclose(found.sum(axis=0)[0], pink(0), atol=1e-4)
+        np.testing.assert_allclose(found[0], found[1], atol=1e-5)
+
+    def test_the_command_says_so(self, tmp_path):
+        jaxsep.write_audio(tmp_path / "noise.wav", pink(0), RATE)
+        run = ["separate", str(tmp_path / "noise.wav"), "-o", str(tmp_path / "out"), "-n", "2", "--fast"]
+        result = CliRunner().invoke(app, run)
+        assert result.exit_code == 0, result.output
+        assert "nothing with a pitch was found: the stems share the recording evenly" in result.output
+        assert json.loads((tmp_path / "out" / "separation.json").read_text())["num_tones"] == 0
+
+
+class TestMusicInNoise:
+    @pytest.mark.parametrize("noise", [pink, rumble, applause])
+    def test_its_partials_stay(self, noise):
+        """20 dB below the music, and what is found where nothing plays."""
+        clean, noisy = spectra(melody()), spectra(melody() + 0.1 * noise(0))
+        loud = clean > 0.1 * clean.max()
+        np.testing.assert_allclose(noisy[loud], clean[loud], atol=0.1 * clean.max())
+        resting = round(2.3 * ANALYSIS_RATE / 1024)
+        assert noisy[resting:].sum() < 0.01 * noisy[:resting].sum()
+
+    def test_without_the_hum(self):
+        clean, noisy = spectra(melody()), spectra(melody() + hum(0))
+        axis = LogAxis()
+        for partial in (50, 100, 150):
+            place = round(float(axis.to_bin(jnp.asarray(float(partial)))))
+            assert noisy[20:-20, place].max() < 0.01 * noisy.max()
+        loud = clean > 0.2 * clean.max()
+        np.testing.assert_allclose(noisy[loud], clean[loud], atol=0.1 * clean.max())
+
+    @pytest.mark.parametrize("pitch", [98.0, 100.0, 200.0, 65.4])
+    def test_a_held_note_is_no_hum(self, pitch):
+        note = sum(np.sin(2 * np.pi * n * pitch * TIMES + n) / n for n in range(1, 11))
+        found = spectra((0.1 * note).astype(np.float32))
+        place = round(float(LogAxis().to_bin(jnp.asarray(pitch))))
+        assert np.all(found[20:-20, place - 1 : place + 2].max(axis=1) > 0.8 * found.max())
+
+    def test_a_low_note_keeps_its_partials(self):
+        """A double bass: partials 41 Hz apart leave less room for noise between them."""
+        note = sum(np.sin(2 * np.pi * n * 41.2 * TIMES + n * n) / n for n in range(1, 21))
+        samples = (0.1 * note).astype(np.float32)
+        found, axis = spectra(samples)[20:-20], LogAxis()
+        for number in (1, 2, 5, 10):
+            place = round(float(axis.to_bin(jnp.asarray(41.2 * number))))
+            height = found[:, place - 1 : place + 2].max(axis=1)
+            assert np.all(height > 0.5 * found.max() / number)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_level_is_that_of_the_noise(dtype):
+    """Rayleigh magnitudes have their parameter; a few loud partials do not change it."""
+    with jax.enable_x64(dtype == np.float64):
+        pairs = np.random.default_rng(0).standard_normal((20, 6144, 2)) * 0.3
+        magnitudes = np.linalg.norm(pairs, axis=-1)
+        level = np.asarray(noise_level(jnp.asarray(magnitudes, dtype)))
+        assert level.dtype == dtype
+        assert level.mean(axis=0)[64:] == pytest.approx(0.3, rel=0.2)
+        magnitudes[:, ::25] += 10.0
+        assert noise_level(jnp.asarray(magnitudes, dtype)).mean() == pytest.approx(0.3, rel=0.2)
+
+
+def test_few_peaks_of_noise_rise_above_it():
+    pairs = np.random.default_rng(0).standard_normal((20, 6144, 2))
+    magnitudes = jnp.asarray(np.linalg.norm(pairs, axis=-1), jnp.float32)
+    peaks = PeakPursuit()(magnitudes).peaks
+    kept = above_noise(peaks, noise_level(magnitudes))
+    assert 0 < np.sum(kept.active) < 0.03 * np.sum(peaks.active)
+    assert not np.any(np.asarray(kept.amplitude)[~np.asarray(kept.active)])
+
+
+def test_hum_is_steady():
+    """What stops and begins again at 50 Hz is music."""
+    axis = LogAxis()
+    found = np.zeros((100, axis.num_bins), np.float32)
+    for partial in (50, 100, 150):
+        found[:70, round(float(axis.to_bin(jnp.asarray(float(partial)))))] = 1
+    np.testing.assert_array_equal(without_hum(found, axis), found)
