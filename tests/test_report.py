@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from jaxsep.metrics import sdr_sir_sar_filter, sdr_sir_sar_gain, si_sdr
+from jaxsep.metrics.bss_eval import sdr_sir_sar_filter, sdr_sir_sar_gain
+from jaxsep.metrics.si_sdr import si_sdr
 from jaxsep.report import plots, spectrograms
 from jaxsep.results.document import evaluation_document, separation_document
 from jaxsep.results.schema import to_json

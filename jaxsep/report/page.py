@@ -59,7 +59,14 @@ def write_page(
         results, scores = read_results(folder), None
         if truth is not None:
             stems = np.stack([mono(stem) for stem in results.stems])[:, : truth.shape[1]]
-            scores = evaluation_document(truth, stems, names, results.document["stems"])
+            scores = evaluation_document(
+                truth,
+                stems,
+                names,
+                results.document["stems"],
+                sample_rate=results.sample_rate,
+                mixture=mono(results.mixture)[: truth.shape[1]],
+            )
         target.write_text(listening_page(results, scores), encoding="utf-8", errors="backslashreplace")
         advance()
     return scores

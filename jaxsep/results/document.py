@@ -12,7 +12,9 @@ import numpy as np
 from jaxtyping import Float
 
 import jaxsep
-from jaxsep.metrics import sdr_sir_sar_filter, sdr_sir_sar_gain, si_sdr
+from jaxsep.metrics.bss_eval import sdr_sir_sar_filter, sdr_sir_sar_gain
+from jaxsep.metrics.si_sdr import si_sdr, si_sdr_improvement
+from jaxsep.metrics.snr import frame_snr, snr
 from jaxsep.neural.settings import NeuralSettings
 from jaxsep.separation.result import Separation
 from jaxsep.separation.settings import SeparationSettings
@@ -93,6 +95,9 @@ def evaluation_document(
     estimates: Float[np.ndarray, "instruments samples"],
     reference_names: Sequence[str],
     estimate_names: Sequence[str],
+    *,
+    sample_rate: int,
+    mixture: Float[np.ndarray, " samples"] | None = None,
 ) -> dict[str, Any]:
     """Every measure of the estimates, in dB and computed in float64, as values for JSON.
 
@@ -100,21 +105,36 @@ def evaluation_document(
         references: true sources.
         estimates: estimated ones, in any order.
         reference_names, estimate_names: what the document calls them.
+        sample_rate: in Hz.
+        mixture: what was separated; the sum of the references by default.
 
     Returns: for `gain`, the measure that forgives a constant gain, and `filter_512`, the one that forgives a
     filter of 512 taps, the `permutation` (the index of the estimate that belongs to each reference) and SDR,
-    SIR and SAR in the order of the references; and the `si_sdr` of the pairs of `gain`. Figures of a silent
-    estimate, and those that are not finite, are None.
+    SIR and SAR in the order of the references. Then, for the pairs of `gain`, `snr`, the SDR that forgives
+    nothing; `snr_frames`, its median over frames of one second in which nothing is silent; `si_sdr`; and
+    `si_sdr_improvement`, by how much that exceeds the mixture's. Figures of a silent estimate, and those that
+    are not finite, are None.
     """
     silent = ~np.any(estimates, axis=1)
+    mixture = np.sum(references, axis=0) if mixture is None else mixture
     # Figures of an estimate do not depend on the others: one that has none is like all references alike.
-    estimates = np.where(silent[:, None], np.sum(references, axis=0), estimates)
+    sounding = np.where(silent[:, None], np.sum(references, axis=0), estimates)
     with jax.enable_x64(True):
-        references, estimates = (jnp.asarray(np.asarray(x, np.float64)) for x in (references, estimates))
-        gain = sdr_sir_sar_gain(references, estimates)
-        filtered = sdr_sir_sar_filter(references, estimates, filter_length=512)
-        pairs = zip(references, estimates[gain.permutation], strict=True)
-        invariant = [si_sdr(*pair) for pair in pairs]
+        signals = (references, sounding, estimates, mixture)
+        references, sounding, estimates, mixture = (jnp.asarray(np.asarray(x, np.float64)) for x in signals)
+        gain = sdr_sir_sar_gain(references, sounding)
+        filtered = sdr_sir_sar_filter(references, sounding, filter_length=512)
+        matched = sounding[gain.permutation]
+        frames = frame_snr(references, estimates[gain.permutation], frame_length=sample_rate)
+        pairs = {
+            "snr": jax.lax.map(lambda pair: snr(*pair), (references, matched)),
+            "snr_frames": jnp.nanmedian(frames, axis=1),
+            "si_sdr": jax.lax.map(lambda pair: si_sdr(*pair), (references, matched)),
+            "si_sdr_improvement": jax.lax.map(
+                lambda pair: si_sdr_improvement(*pair, mixture), (references, matched)
+            ),
+        }
+        named = {name: _figures(figures, gain.permutation, silent) for name, figures in pairs.items()}
     return {
         "format": "jaxsep evaluation",
         "version": 1,
@@ -123,7 +143,7 @@ def evaluation_document(
         "samples": references.shape[1],
         "gain": _scores(gain, silent),
         "filter_512": _scores(filtered, silent),
-        "si_sdr": _figures(invariant, gain.permutation, silent),
+        **named,
         "versions": versions(),
     }
 
