@@ -151,7 +151,7 @@ def harmonic_percussive(piece: Piece, seed: int):
 
 
 def repeating(piece: Piece, seed: int):
-    """What repeats, and the rest, by medians over similar frames: REPET-SIM (Z. Rafii, B. Pardo, ISMIR 2012)."""
+    """What repeats, and the rest, by medians over similar frames (Rafii, Pardo, "REPET-SIM", ISMIR 2012)."""
     import librosa
 
     mixed = _spectrogram(piece.mixture)

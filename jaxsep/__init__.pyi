@@ -2,7 +2,7 @@
 # isort: skip_file
 
 from jaxsep.files import AudioError as AudioError, OutputFolder as OutputFolder
-from jaxsep.progress import Progress as Progress
+from jaxsep.progress import NotebookProgress as NotebookProgress, Progress as Progress
 from jaxsep.audio import (
     demo_recording as demo_recording,
     read_audio as read_audio,

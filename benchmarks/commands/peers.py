@@ -19,14 +19,15 @@ from benchmarks.common import (
     Seconds,
     markdown_table,
     mean_of,
-    measures,
     scores,
     shared_folder,
 )
 from benchmarks.peers import PEERS, Peer
+from jaxsep.metrics.bss_eval import sdr_sir_sar_gain
+from jaxsep.results.document import paired_figures
 
 #: Shown in the table, each with its title.
-_SHOWN = {name: MEASURES[name] for name in ("snr", "snr_frames", "si_sdr_improvement", "filter_512")}
+_SHOWN = {name: MEASURES[name] for name in ("snr", "snr_frames", "si_sdr_improvement")}
 
 #: Of the wall, and of all cores together, which depends less on what else the machine does.
 _CLOCKS = ("seconds", "core seconds")
@@ -107,7 +108,9 @@ def measured(method: str, found: folders.Found, seconds: float | None, seed: int
         "cpu_seconds": busy,
     }
     if stems is not None:
-        run |= scores(piece.stems, stems) | {"literature": measures(piece, stems)}
+        order = np.asarray(sdr_sir_sar_gain(piece.stems, stems).permutation)
+        pairs = paired_figures(piece.stems, stems[order], piece.mixture, piece.sample_rate)
+        run |= scores(piece.stems, stems) | {"literature": pairs}
     duration = piece.mixture.size / piece.sample_rate
     if notes is not None and set(played) == set(piece.instruments):
         truth = np.concatenate([rows[rows[:, 0] < duration] for rows in played.values()])

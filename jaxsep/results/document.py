@@ -19,7 +19,7 @@ from jaxsep.neural.settings import NeuralSettings
 from jaxsep.separation.result import Separation
 from jaxsep.separation.settings import SeparationSettings
 
-__all__ = ["evaluation_document", "separation_document", "versions"]
+__all__ = ["evaluation_document", "paired_figures", "separation_document", "versions"]
 
 _PACKAGES = ("jax", "jaxlib", "numpy")
 
@@ -27,8 +27,8 @@ _PACKAGES = ("jax", "jaxlib", "numpy")
 def separation_document(
     separation: Separation,
     *,
-    settings: SeparationSettings | NeuralSettings,
-    seed: int,
+    settings: SeparationSettings | NeuralSettings | None,
+    seed: int | None,
     source: dict[str, Any],
     shape: tuple[int, ...] | None = None,
 ) -> dict[str, Any]:
@@ -36,8 +36,8 @@ def separation_document(
 
     Arguments:
         separation: what `separate` returned.
-        settings: the options it was called with.
-        seed: of its key.
+        settings: the options it was called with, if they are known.
+        seed: of its key, if it is known.
         source: what is known of the recording: its file name, and of a given dictionary.
         shape: of all stems, where those of the separation are a part.
 
@@ -61,7 +61,7 @@ def separation_document(
         "num_instruments": shape[0],
         "names": list(separation.names),
         "seed": seed,
-        "settings": dataclasses.asdict(settings),
+        "settings": {} if settings is None else dataclasses.asdict(settings),
         "device": jax.devices()[0].device_kind,
         "platform": jax.default_backend(),
         "versions": versions(),
@@ -120,21 +120,11 @@ def evaluation_document(
     # Figures of an estimate do not depend on the others: one that has none is like all references alike.
     sounding = np.where(silent[:, None], np.sum(references, axis=0), estimates)
     with jax.enable_x64(True):
-        signals = (references, sounding, estimates, mixture)
-        references, sounding, estimates, mixture = (jnp.asarray(np.asarray(x, np.float64)) for x in signals)
-        gain = sdr_sir_sar_gain(references, sounding)
-        filtered = sdr_sir_sar_filter(references, sounding, filter_length=512)
-        matched = sounding[gain.permutation]
-        frames = frame_snr(references, estimates[gain.permutation], frame_length=sample_rate)
-        pairs = {
-            "snr": jax.lax.map(lambda pair: snr(*pair), (references, matched)),
-            "snr_frames": jnp.nanmedian(frames, axis=1),
-            "si_sdr": jax.lax.map(lambda pair: si_sdr(*pair), (references, matched)),
-            "si_sdr_improvement": jax.lax.map(
-                lambda pair: si_sdr_improvement(*pair, mixture), (references, matched)
-            ),
-        }
-        named = {name: _figures(figures, gain.permutation, silent) for name, figures in pairs.items()}
+        signals = [jnp.asarray(np.asarray(x, np.float64)) for x in (references, sounding)]
+        gain = sdr_sir_sar_gain(*signals)
+        filtered = sdr_sir_sar_filter(*signals, filter_length=512)
+    matched = np.asarray(gain.permutation)
+    pairs = paired_figures(references, estimates[matched], mixture, sample_rate)
     return {
         "format": "jaxsep evaluation",
         "version": 1,
@@ -143,9 +133,40 @@ def evaluation_document(
         "samples": references.shape[1],
         "gain": _scores(gain, silent),
         "filter_512": _scores(filtered, silent),
-        **named,
+        **pairs,
         "versions": versions(),
     }
+
+
+def paired_figures(
+    references: Float[np.ndarray, "instruments samples"],
+    estimates: Float[np.ndarray, "instruments samples"],
+    mixture: Float[np.ndarray, " samples"],
+    sample_rate: int,
+) -> dict[str, list[float | None]]:
+    """The measures of the literature that are of one stem alone, in dB and computed in float64.
+
+    Arguments:
+        references: true sources.
+        estimates: the estimate of each.
+        mixture: what was separated.
+        sample_rate: in Hz.
+
+    Returns: `snr`, `snr_frames`, `si_sdr` and `si_sdr_improvement` as in `evaluation_document`.
+    """
+    silent = ~np.any(estimates, axis=1)
+    with jax.enable_x64(True):
+        truth, found, mixed = (
+            jnp.asarray(np.asarray(x, np.float64)) for x in (references, estimates, mixture)
+        )
+        pairs = list(zip(truth, found, strict=True))
+        figures = {
+            "snr": [snr(*pair) for pair in pairs],
+            "snr_frames": jnp.nanmedian(frame_snr(truth, found, frame_length=sample_rate), axis=1),
+            "si_sdr": [si_sdr(*pair) for pair in pairs],
+            "si_sdr_improvement": [si_sdr_improvement(*pair, mixed) for pair in pairs],
+        }
+        return {name: _figures(values, range(len(pairs)), silent) for name, values in figures.items()}
 
 
 def _scores(scores, silent):
