@@ -53,6 +53,10 @@ class NotebookProgress(Progress):
     """A bar for each stage in the output of a notebook's cell, which at its end becomes the stage's seconds.
 
     Work without a listener has this one in a notebook; hand it a `Progress()` for silence.
+
+    Example:
+        >>> isinstance(jaxsep.NotebookProgress(), jaxsep.Progress)
+        True
     """
 
     #: Seconds between two pictures of the bars.
@@ -114,6 +118,5 @@ def listener(progress: Progress | None) -> Progress:
 
 def _in_notebook() -> bool:
     """Whether a kernel runs this, whose outputs a page shows."""
-    shells = sys.modules.get("IPython")
-    shell = shells.get_ipython() if shells is not None else None
+    shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
     return getattr(shell, "kernel", None) is not None

@@ -90,6 +90,7 @@ RESULTS = {
     "audacity-1.txt",
     "audacity-2.txt",
     "dictionary.npz",
+    "frames.npz",
     "mixture.wav",
     "notes.csv",
     "notes.mid",

@@ -6,9 +6,11 @@ import html
 import io
 import json
 import re
+import shutil
 import sys
 import threading
 import types
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -43,6 +45,19 @@ def separation():
     return changed(found, mixture=mixture, settings=settings, times=np.arange(90) * HOP)
 
 
+@pytest.fixture(scope="module")
+def written(separation, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("written") / "duet"
+    separation.save(folder)
+    return folder
+
+
+@pytest.fixture
+def saved(written, tmp_path):
+    """A folder to be damaged."""
+    return Path(shutil.copytree(written, tmp_path / "duet"))
+
+
 def same(first, second):
     """Every field of two separations."""
     assert type(first) is type(second)
@@ -57,10 +72,9 @@ def same(first, second):
 
 
 class TestSaved:
-    def test_everything_comes_back(self, separation, tmp_path):
-        separation.save(tmp_path / "duet")
-        same(Separation.load(tmp_path / "duet"), changed(separation))
-        assert (tmp_path / "duet" / "overview.png").exists()
+    def test_everything_comes_back(self, separation, written):
+        same(Separation.load(written), changed(separation))
+        assert (written / "overview.png").exists()
 
     def test_channels_come_back(self, separation, tmp_path):
         stems = np.stack([separation.stems, 0.5 * separation.stems], axis=1)
@@ -115,9 +129,8 @@ class TestSaved:
             pitches[active], np.asarray(separation.tones.fundamental)[active], rtol=1e-4
         )
 
-    def test_the_page_is_made_of_it(self, separation, tmp_path):
-        separation.save(tmp_path / "duet")
-        write_page(tmp_path / "duet", tmp_path / "page.html", None, [], Progress())
+    def test_the_page_is_made_of_it(self, written, tmp_path):
+        write_page(written, tmp_path / "page.html", None, [], Progress())
         text = (tmp_path / "page.html").read_text()
         assert "Instrument 2" in text
         assert "<dt>seed</dt>" not in text
@@ -137,10 +150,9 @@ class TestSaved:
             broken.save(tmp_path / "duet")
         assert not any(tmp_path.iterdir())
 
-    def test_a_file_of_objects_is_refused(self, separation, tmp_path):
+    def test_a_file_of_objects_is_refused(self, saved, tmp_path):
         """Reading objects would run what they say."""
-        separation.save(tmp_path / "duet")
-        path, trap = tmp_path / "duet" / "frames.npz", tmp_path / "trapped"
+        path, trap = saved / "frames.npz", tmp_path / "trapped"
         with np.load(path) as content:
             arrays = dict(content)
 
@@ -150,7 +162,7 @@ class TestSaved:
 
         np.savez(path, **arrays | {"loss": np.array([Trap()], dtype=object)}, allow_pickle=True)
         with pytest.raises(ValueError, match=r"frames.npz is not a file of frames written by jaxsep\.$"):
-            Separation.load(tmp_path / "duet")
+            Separation.load(saved)
         assert not trap.exists()
 
     @pytest.mark.parametrize(
@@ -165,42 +177,43 @@ class TestSaved:
             ("times", np.zeros(90)),
         ],
     )
-    def test_frames_that_do_not_belong_are_refused(self, separation, tmp_path, name, value):
-        separation.save(tmp_path / "duet")
-        path = tmp_path / "duet" / "frames.npz"
+    def test_frames_that_do_not_belong_are_refused(self, saved, name, value):
+        path = saved / "frames.npz"
         with np.load(path) as content:
             arrays = dict(content)
         np.savez(path, **arrays | {name: value})
         with pytest.raises(ValueError, match=r"frames.npz holds no frames of this recording\.$"):
-            Separation.load(tmp_path / "duet")
+            Separation.load(saved)
 
     @pytest.mark.parametrize("name", ["frames.npz", "dictionary.npz", "separation.json", "mixture.wav"])
-    def test_damage_has_one_sentence(self, separation, tmp_path, name):
-        separation.save(tmp_path / "duet")
-        path = tmp_path / "duet" / name
+    def test_damage_has_one_sentence(self, saved, name):
+        path = saved / name
         path.write_bytes(path.read_bytes()[:40])
         with pytest.raises(ValueError, match=re.escape(name)) as caught:
-            Separation.load(tmp_path / "duet")
+            Separation.load(saved)
         assert "\n" not in str(caught.value)
 
     @pytest.mark.parametrize("fields", [{"cost_trace": ["a"]}, {"seconds": [1]}, {"restart_losses": 3}])
-    def test_a_document_with_something_else_is_refused(self, separation, tmp_path, fields):
-        separation.save(tmp_path / "duet")
-        path = tmp_path / "duet" / "separation.json"
+    def test_a_document_with_something_else_is_refused(self, saved, fields):
+        path = saved / "separation.json"
         path.write_text(json.dumps(json.loads(path.read_text()) | fields))
         with pytest.raises(ValueError, match=f"separation.json: expected numbers as {next(iter(fields))}"):
-            Separation.load(tmp_path / "duet")
+            Separation.load(saved)
 
-    def test_settings_of_another_version_are_unknown(self, separation, tmp_path):
-        separation.save(tmp_path / "duet")
-        path = tmp_path / "duet" / "separation.json"
+    def test_settings_of_another_version_are_unknown(self, saved):
+        path = saved / "separation.json"
         document = json.loads(path.read_text())
         for settings in ({"hops": 3}, document["settings"] | {"hop": 7}, None):
             path.write_text(json.dumps(document | {"settings": settings}))
-            assert Separation.load(tmp_path / "duet").settings is None
+            assert Separation.load(saved).settings is None
 
 
 # Shown
+
+
+@pytest.fixture(scope="module")
+def shown(separation):
+    return separation._repr_html_()
 
 
 def players(text):
@@ -209,8 +222,8 @@ def players(text):
 
 
 class TestShown:
-    def test_players_picture_and_notes(self, separation):
-        text = separation._repr_html_()
+    def test_players_picture_and_notes(self, separation, shown):
+        text = shown
         found = players(text)
         assert list(found) == ["mixture", "instrument 1", "instrument 2"]
         for wanted, (media, (samples, rate)) in zip(
@@ -227,8 +240,8 @@ class TestShown:
         assert cells[3::7] == ["A4", "E5"]
         assert [float(x) for x in cells[1::7]] == [round(note.onset, 2) for note in notes]
 
-    def test_nothing_comes_from_elsewhere(self, separation):
-        text = separation._repr_html_()
+    def test_nothing_comes_from_elsewhere(self, shown):
+        text = shown
         assert "://" not in text
         assert "<script" not in text
         assert all(link.startswith("data:") for link in re.findall(r'(?:src|href)="([^"]*)"', text))
@@ -239,8 +252,8 @@ class TestShown:
         assert "<b>oboe" not in text
         assert html.escape("<b>oboe</b>") in text
 
-    def test_a_long_result_is_folded(self, separation):
-        assert separation._repr_html_().count("<details open>") == 2
+    def test_a_long_result_is_folded(self, separation, shown):
+        assert shown.count("<details open>") == 2
         seconds = 61
         noise = 0.1 * np.random.default_rng(0).standard_normal((2, seconds * RATE)).astype(np.float32)
         long = changed(separation, stems=noise, mixture=None)._repr_html_()

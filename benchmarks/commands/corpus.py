@@ -198,7 +198,8 @@ def _part_right(piece, played, separation) -> float | None:
     ]
     if len(rows) < len(piece.instruments):
         return None
-    order = np.asarray(sdr_sir_sar_gain(piece.stems, separation.stems).permutation)
+    matched = sdr_sir_sar_gain(jnp.asarray(piece.stems), jnp.asarray(separation.stems))
+    order = np.asarray(matched.permutation)
     part = part_right(separation.tones, separation.times, rows, order)
     return None if np.isnan(part) else part
 

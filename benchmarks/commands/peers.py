@@ -4,6 +4,7 @@ import time
 from pathlib import Path
 from typing import Annotated, Any
 
+import jax.numpy as jnp
 import numpy as np
 import typer
 from matplotlib.figure import Figure
@@ -108,7 +109,8 @@ def measured(method: str, found: folders.Found, seconds: float | None, seed: int
         "cpu_seconds": busy,
     }
     if stems is not None:
-        order = np.asarray(sdr_sir_sar_gain(piece.stems, stems).permutation)
+        matched = sdr_sir_sar_gain(*(jnp.asarray(x, jnp.float32) for x in (piece.stems, stems)))
+        order = np.asarray(matched.permutation)
         pairs = paired_figures(piece.stems, stems[order], piece.mixture, piece.sample_rate)
         run |= scores(piece.stems, stems) | {"literature": pairs}
     duration = piece.mixture.size / piece.sample_rate
