@@ -95,12 +95,14 @@ def _spectrogram(samples):
 def _factorised(magnitudes, num_components, seed):
     """Spectra `[bins, components]` and activations of a factorisation by Kullback-Leibler divergence."""
     from sklearn.decomposition import NMF
+    from sklearn.exceptions import ConvergenceWarning
     from threadpoolctl import threadpool_limits
 
     options = {"beta_loss": "kullback-leibler", "solver": "mu", "init": "nndsvda", "max_iter": 200}
     model = NMF(num_components, random_state=seed, **options)
     # The products are small: several threads wait for each other more than they compute.
-    with threadpool_limits(1, user_api="blas"):
+    with threadpool_limits(1, user_api="blas"), warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # the iterations are what it may take
         spectra = model.fit_transform(np.maximum(magnitudes, 1e-7 * magnitudes.max()))
     return spectra, model.components_
 
