@@ -410,7 +410,7 @@ class TestBars:
         settings = SeparationSettings(restarts=1, steps=3, search="greedy")
         mixture = np.stack([sinusoid(440.0), sinusoid(660.0)]).sum(axis=0)
         found = separate(mixture, RATE, 2, settings=settings, key=jax.random.key(0))
-        assert "pursuit" in shell.shown[-1]
+        assert "finding the tones: " in shell.shown[-1]
         assert "<progress" not in shell.shown[-1]
         np.testing.assert_array_equal(found.mixture, mixture)
         assert found.settings == settings

@@ -127,7 +127,7 @@ def _line(run):
 
 
 def _by_method(runs, what):
-    """Runs of each method that have something, the best of the blind ones first."""
+    """Runs of each method that have something."""
     groups = {name: [run for run in runs if run["method"] == name and what in run] for name in PEERS}
     return {name: mine for name, mine in groups.items() if mine}
 
