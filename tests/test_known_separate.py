@@ -121,7 +121,7 @@ def asked(monkeypatch):
 
     def made_up(samples, sample_rate, num_instruments, *, notes, notes_are, **_):
         calls.append((num_instruments, notes, notes_are))
-        return dataclasses.replace(synthetic_separation(), notes=KnownNotes(notes, notes_are))
+        return dataclasses.replace(synthetic_separation(), known=KnownNotes(notes, notes_are))
 
     monkeypatch.setattr(separation_module, "separate", made_up)
     return calls

@@ -30,6 +30,9 @@ from jaxsep.results.document import paired_figures
 #: Shown in the table, each with its title.
 _SHOWN = {name: MEASURES[name] for name in ("snr", "snr_frames", "si_sdr_improvement")}
 
+#: Behind a label in the picture.
+_PAPER = {"facecolor": "white", "edgecolor": "none", "pad": 0.5}
+
 #: Of the wall, and of all cores together, which depends less on what else the machine does.
 _CLOCKS = ("seconds", "core seconds")
 
@@ -194,17 +197,17 @@ def draw(runs: list[dict[str, Any]]) -> None:
         colour = "#D55E00" if ours else "#0072B2"
         axes.plot([place[0]] * len(each), each, "_", color=colour, alpha=0.4, markersize=9)
         axes.plot(*place, "o", color=colour, markersize=8)
-        axes.annotate(name, place, (9, -3), textcoords="offset points", fontsize=9)
+        axes.annotate(name, place, (9, -3), textcoords="offset points", fontsize=9, bbox=_PAPER)
     axes.set_xscale("log")
     axes.margins(x=0.2)
     for number, name in enumerate(bounds):
         level = _mean_sdr(groups[name])
         axes.axhline(level, color="0.5", linestyle="--", linewidth=1)
-        side, align = ((0.01, "left"), (0.99, "right"), (0.5, "center"))[number % 3]
+        side, align = ((0.01, "left"), (0.3, "left"))[number % 2]
         axes.annotate(
             f"{name} (knows the truth)",
             (side, level),
-            (0, 3),
+            (0, 4 if name == bounds[-1] else -11),  # below the line, where another may be near above
             xycoords=("axes fraction", "data"),
             textcoords="offset points",
             ha=align,
