@@ -1,6 +1,7 @@
 """What the commands share: environment, timing, tables, reports, recordings, worker processes."""
 
 import datetime
+import hashlib
 import json
 import os
 import platform
@@ -22,7 +23,9 @@ from jaxtyping import Float
 
 import jaxsep
 from jaxsep.audio import read_audio
-from jaxsep.metrics import sdr_sir_sar_gain
+from jaxsep.files import replacing
+from jaxsep.metrics.bss_eval import sdr_sir_sar_gain
+from jaxsep.results.document import evaluation_document
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -37,6 +40,15 @@ Seconds = Annotated[float | None, typer.Option(help="Use the start of each piece
 
 #: Variables of a worker whose wall time is that of a first run: it takes nothing compiled from earlier ones.
 FRESH = {"JAX_ENABLE_COMPILATION_CACHE": "false"}
+
+#: Measures of the literature by their names in a document, each with its title in tables.
+MEASURES = {
+    "snr": "SNR",
+    "snr_frames": "SNR, median of 1 s",
+    "si_sdr": "SI-SDR",
+    "si_sdr_improvement": "SI-SDR over mixture",
+    "filter_512": "512-tap SDR",
+}
 
 _PACKAGES = ("jax", "jaxlib", "numpy", "scipy", "equinox")
 
@@ -90,6 +102,14 @@ def _commit():
         return git("rev-parse", "--short", "HEAD") + (" with changes" if changed else "")
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
+
+
+def _program() -> str:
+    """A digest of the text of the package and of its benchmarks."""
+    digest = hashlib.sha256()
+    for path in sorted([*(ROOT / "jaxsep").rglob("*.py"), *(ROOT / "benchmarks").rglob("*.py")]):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
 
 
 def peak_memory() -> int:
@@ -161,9 +181,15 @@ def decibels(figures: Sequence[float]) -> str:
 def write_json(name: str, document: Mapping[str, Any], *, quick: bool = False) -> Path:
     """Writes results to `benchmarks/results`; those of a quick run have a file of their own."""
     RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"{name}{'-quick' if quick else ''}.json"
-    path.write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    path = results_path(name, quick=quick)
+    with replacing(path) as draft:  # an interruption leaves what there was
+        draft.write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     return path
+
+
+def results_path(name: str, *, quick: bool = False) -> Path:
+    """Where results are written."""
+    return RESULTS / f"{name}{'-quick' if quick else ''}.json"
 
 
 class Report:
@@ -180,6 +206,7 @@ class Report:
 
     def __init__(self, name: str, *, quick: bool, about: str = "", worker: bool = False, **facts: Any):
         self._name, self._quick, self._worker, self.document = name, quick, worker, facts
+        self._facts = dict(facts)
         if not worker:
             self.document = {"environment": environment()} | facts
             print(describe(self.document["environment"]))
@@ -201,8 +228,28 @@ class Report:
 
     def end(self, *tables: str) -> None:
         """Prints tables of all results, and where these are."""
+        if "finished" in self.document:
+            self.document["finished"] = True
         head = [describe(self.document["environment"])] if self._worker else []
         print("\n" + "\n\n".join([*head, *tables, f"Written to {self._write()}"]))
+
+    def unfinished(self) -> list[dict[str, Any]]:
+        """Runs of an earlier report that was interrupted, with which this one begins.
+
+        They are those of the same facts and the same program: the text of all its files.
+        """
+        wanted = json.loads(json.dumps(self._facts | {"program": _program()}))
+        self.document |= {"program": _program(), "finished": False}
+        try:
+            earlier = json.loads(results_path(self._name, quick=self._quick).read_text(encoding="utf-8"))
+            same = {name: earlier[name] for name in wanted} == wanted and not earlier["finished"]
+            runs = earlier["runs"] if same else []
+        except (OSError, KeyError, TypeError, ValueError):
+            return []
+        if runs:
+            self.document |= {"environment": earlier["environment"], "runs": runs}
+            print(f"{len(runs)} runs of an interrupted report are kept.", flush=True)
+        return list(runs)
 
     def _write(self) -> Path:
         return write_json(self._name, self.document, quick=self._quick)
@@ -281,6 +328,22 @@ def scores(references: np.ndarray, estimates: np.ndarray) -> dict[str, list[floa
     with jax.enable_x64(True):
         figures = sdr_sir_sar_gain(*(jnp.asarray(x, jnp.float64) for x in (references, estimates)))
         return {name: np.asarray(getattr(figures, name)).tolist() for name in ("sdr", "sir", "sar")}
+
+
+def measures(piece: Piece, estimates: np.ndarray) -> dict[str, list[float | None]]:
+    """The measures of the literature in dB of each reference, as `jaxsep evaluate` prints them."""
+    names = [str(number) for number in range(len(estimates))]
+    known = {"sample_rate": piece.sample_rate, "mixture": piece.mixture}
+    document = evaluation_document(piece.stems, estimates, list(piece.instruments), names, **known)
+    return {name: document[name] for name in MEASURES if name != "filter_512"} | {
+        "filter_512": document["filter_512"]["sdr"]
+    }
+
+
+def mean_of(figures: Sequence[float | None]) -> float:
+    """Mean of the figures that there are; NaN where there are none."""
+    known = [figure for figure in figures if figure is not None]
+    return float(np.mean(known)) if known else float("nan")
 
 
 # ---- Worker processes -------------------------------------------------------------------------------------

@@ -2,21 +2,25 @@
 # isort: skip_file
 
 from jaxsep.files import AudioError as AudioError, OutputFolder as OutputFolder
-from jaxsep.progress import Progress as Progress
+from jaxsep.progress import NotebookProgress as NotebookProgress, Progress as Progress
 from jaxsep.audio import (
     demo_recording as demo_recording,
     read_audio as read_audio,
     resample as resample,
     write_audio as write_audio,
 )
-from jaxsep.metrics import (
+from jaxsep.metrics.bss_eval import (
     SeparationScores as SeparationScores,
-    best_permutation as best_permutation,
-    permutation_invariant_si_sdr as permutation_invariant_si_sdr,
     sdr_sir_sar_filter as sdr_sir_sar_filter,
     sdr_sir_sar_gain as sdr_sir_sar_gain,
-    si_sdr as si_sdr,
 )
+from jaxsep.metrics.matching import best_permutation as best_permutation
+from jaxsep.metrics.si_sdr import (
+    permutation_invariant_si_sdr as permutation_invariant_si_sdr,
+    si_sdr as si_sdr,
+    si_sdr_improvement as si_sdr_improvement,
+)
+from jaxsep.metrics.snr import frame_snr as frame_snr, snr as snr
 from jaxsep.numerics.adjoint import Implicit as Implicit, Unrolled as Unrolled
 from jaxsep.numerics.devices import over_frames as over_frames
 from jaxsep.signal.axes import LinearAxis as LinearAxis, LogAxis as LogAxis

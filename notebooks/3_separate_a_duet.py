@@ -15,13 +15,13 @@
 # instruments goes in.
 
 # %%
-import io
+import tempfile
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
-from IPython.display import Audio, Image, display
 
 import jaxsep
 
@@ -109,23 +109,28 @@ assert decibels[0] > min(decibels) + 5
 # %%
 settings = jaxsep.SeparationSettings(restarts=2, steps=60)
 result = jaxsep.separate(mixture[first], rate, num_instruments=2, settings=settings, key=jax.random.key(0))
-print("seconds:", {stage: round(value, 1) for stage, value in result.seconds.items()})
+result
 
 # %% [markdown]
-# The fundamentals that were found, over mixture and stems; the harmonics that were learned: a recorder is
-# nearly a pure tone, a clarinet has strong odd harmonics.
+# A result shows itself: listen to the mixture and the two stems, see the fundamentals that were found over
+# their spectrograms, and read the notes. A recorder is nearly a pure tone, a clarinet has strong odd
+# harmonics: that was learned. `result.plot()` is the picture alone, `result.notes()` are the notes.
 
 # %%
-picture = io.BytesIO()
-jaxsep.overview(result, mixture[first], rate, picture)
-Image(picture.getvalue(), width=900)
+for note in result.notes()[:4]:
+    print(
+        f"{result.names[note.instrument]}: {note.onset:.2f} to {note.offset:.2f} s at pitch {note.pitch:.1f}"
+    )
 
 # %% [markdown]
-# Listen: the mixture, and the two stems.
+# It can be kept: as the folder that the command line leaves, with the stems as files.
 
 # %%
-for track in (mixture[first], *result.stems):
-    display(Audio(jaxsep.resample(track[: 3 * rate], rate, 16_000), rate=16_000))
+with tempfile.TemporaryDirectory() as folder:
+    result.save(Path(folder) / "duet")
+    print(", ".join(sorted(path.name for path in (Path(folder) / "duet").iterdir())))
+    again = jaxsep.Separation.load(Path(folder) / "duet")
+assert np.array_equal(again.stems, result.stems)
 
 # %% [markdown]
 # ## Carrying the instruments to another piece
@@ -136,7 +141,6 @@ for track in (mixture[first], *result.stems):
 carried = jaxsep.separate(
     mixture[second], rate, 2, settings=settings, dictionary=result.dictionary, key=jax.random.key(0)
 )
-print("seconds:", {stage: round(value, 1) for stage, value in carried.seconds.items()})
 sdr = {}
 for name, part, found in [("learned here", first, result), ("carried on", second, carried)]:
     scores = jaxsep.sdr_sir_sar_gain(stems[:, part], found.stems)

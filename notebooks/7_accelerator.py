@@ -156,6 +156,18 @@ plt.show()
 # `jax.config.update("jax_compilation_cache_dir", "…")`.
 
 # %% [markdown]
+# ## The whole
+#
+# `separate` reports its stages while it works, and its result says what each of them took, compilation
+# included. Here a greedy search of the first seconds:
+
+# %%
+settings = jaxsep.SeparationSettings(search="greedy", restarts=1, steps=24)
+result = jaxsep.separate(mixture[: 5 * rate], rate, 2, settings=settings, key=jax.random.key(0))
+print("seconds:", {stage: round(value, 1) for stage, value in result.seconds.items()})
+result.plot()
+
+# %% [markdown]
 # **Answer**, for this device:
 
 # %%

@@ -90,6 +90,7 @@ RESULTS = {
     "audacity-1.txt",
     "audacity-2.txt",
     "dictionary.npz",
+    "frames.npz",
     "mixture.wav",
     "notes.csv",
     "notes.mid",
@@ -480,7 +481,9 @@ class TestEvaluate:
     )
     def test_figures_are_those_of_the_metrics(self, stems, arguments):
         code, out, _ = run("evaluate", *arguments, "--no-cache")
-        wanted = evaluation_document(stems[:2], stems[2:], ["a.wav", "b.wav"], ["x.wav", "y.wav"])
+        wanted = evaluation_document(
+            stems[:2], stems[2:], ["a.wav", "b.wav"], ["x.wav", "y.wav"], sample_rate=RATE
+        )
         assert (code, json.loads(out)) == (0, wanted | {"note": ""})
         assert json.loads(out)["gain"]["permutation"] == [1, 0]
 
@@ -488,13 +491,34 @@ class TestEvaluate:
         code, out, _ = run(
             "evaluate", "--reference", "a.wav", "b.wav", "--estimate", "x.wav", "y.wav", "--no-cache"
         )
-        document = evaluation_document(stems[:2], stems[2:], ["a.wav", "b.wav"], ["x.wav", "y.wav"])
+        document = evaluation_document(
+            stems[:2], stems[2:], ["a.wav", "b.wav"], ["x.wav", "y.wav"], sample_rate=RATE
+        )
         assert code == 0
         assert ["a.wav", "y.wav", "gain", "only"] in [line.split()[:4] for line in out.splitlines()]
         for measure in ("gain", "filter_512"):
             for name in ("sdr", "sir", "sar"):
                 assert all(f"{figure:.2f}" in out for figure in document[measure][name])
-        assert all(f"{figure:.2f}" in out for figure in document["si_sdr"])
+        for name in ("snr", "snr_frames", "si_sdr", "si_sdr_improvement"):
+            titles = {"snr": "plain (SNR)", "snr_frames": "median of 1 s", "si_sdr": "SI-SDR"}
+            rows = [line for line in out.splitlines() if titles.get(name, "over mixture") in line]
+            assert all(any(f"{figure:.2f}" in row for row in rows) for figure in document[name])
+        for paper in ("Schulze, King 2021", "museval", "Conv-TasNet", "Music Demixing Challenge"):
+            assert paper in out
+
+    def test_the_improvement_is_over_the_mixture_that_is_given(self, stems):
+        write("m.wav", stems[0] + 2 * stems[1])
+        arguments = ["--reference", "a.wav", "b.wav", "--estimate", "x.wav", "y.wav", "--no-cache", "--json"]
+        code, out, _ = run("evaluate", *arguments, "--mixture", "m.wav")
+        wanted = evaluation_document(
+            stems[:2], stems[2:], ["a"] * 2, ["x"] * 2, sample_rate=RATE, mixture=stems[0] + 2 * stems[1]
+        )
+        assert code == 0
+        assert json.loads(out)["si_sdr_improvement"] == pytest.approx(wanted["si_sdr_improvement"], abs=1e-3)
+        assert (
+            json.loads(out)["si_sdr_improvement"]
+            != json.loads(run("evaluate", *arguments)[1])["si_sdr_improvement"]
+        )
 
     def test_names_in_the_table(self, stems, tmp_path):
         """Folders are left out where the names alone tell the files apart."""
@@ -502,7 +526,7 @@ class TestEvaluate:
         write("old/a.wav", stems[2])
         estimates = ["--estimate", "a.wav", "b.wav", "--no-cache"]
         table = run("evaluate", "--reference", tmp_path / "work" / "a.wav", "old/a.wav", *estimates)[1]
-        first = [line.split()[:2] for line in table.splitlines() if "gain only" in line]
+        first = [line.split()[:2] for line in table.splitlines() if "gain only " in line]
         assert first == [
             [str(tmp_path / "work" / "a.wav")[: len(first[0][0])], "a.wav"],
             ["old/a.wav", "b.wav"],
@@ -513,7 +537,7 @@ class TestEvaluate:
         arguments = ["--reference", "a.wav", "b.wav", "--estimate", "x.wav", "y.wav", "--no-cache"]
         code, out, _ = run("evaluate", *arguments, "--json")
         wanted = evaluation_document(
-            stems[:2, :3990], stems[2:, :3990], ["a.wav", "b.wav"], ["x.wav", "y.wav"]
+            stems[:2, :3990], stems[2:, :3990], ["a.wav", "b.wav"], ["x.wav", "y.wav"], sample_rate=RATE
         )
         assert (code, json.loads(out)["samples"]) == (0, 3990)
         np.testing.assert_allclose(json.loads(out)["gain"]["sdr"], wanted["gain"]["sdr"], rtol=1e-5)
@@ -528,14 +552,14 @@ class TestEvaluate:
         scores = json.loads(out)
         assert scores["gain"]["permutation"] == [1, 0]
         assert (scores["gain"]["sdr"][0], scores["si_sdr"][0]) == (None, None)
-        wanted = evaluation_document(stems[:2], stems[2:], ["a"] * 2, ["x"] * 2)
+        wanted = evaluation_document(stems[:2], stems[2:], ["a"] * 2, ["x"] * 2, sample_rate=RATE)
         assert scores["gain"]["sdr"][1] == pytest.approx(wanted["gain"]["sdr"][1])
         assert "—" in run("evaluate", *arguments)[1]
 
     def test_channels_that_cancel_each_other(self, stems):
         write("x.wav", np.stack([stems[2], -stems[2]]))
         arguments = ["--reference", "a.wav", "b.wav", "--estimate", "x.wav", "y.wav", "--no-cache"]
-        wanted = evaluation_document(stems[:2], stems[2:], ["a"] * 2, ["x"] * 2)
+        wanted = evaluation_document(stems[:2], stems[2:], ["a"] * 2, ["x"] * 2, sample_rate=RATE)
         assert json.loads(run("evaluate", *arguments, "--json")[1])["gain"]["sdr"] == wanted["gain"]["sdr"]
 
 

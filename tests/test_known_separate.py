@@ -13,7 +13,7 @@ from test_cli import run, workplace, write  # noqa: F401 (a fixture)
 from test_report import synthetic_separation
 from test_separate import KEY, MELODIES, QUICK, RATE, duet, mixture
 
-from jaxsep.metrics import sdr_sir_sar_gain
+from jaxsep.metrics.bss_eval import sdr_sir_sar_gain
 from jaxsep.notes.formats import write_midi, write_notes
 from jaxsep.notes.notes import to_midi
 from jaxsep.notes.reading import read_notes
@@ -121,7 +121,7 @@ def asked(monkeypatch):
 
     def made_up(samples, sample_rate, num_instruments, *, notes, notes_are, **_):
         calls.append((num_instruments, notes, notes_are))
-        return dataclasses.replace(synthetic_separation(), notes=KnownNotes(notes, notes_are))
+        return dataclasses.replace(synthetic_separation(), known=KnownNotes(notes, notes_are))
 
     monkeypatch.setattr(separation_module, "separate", made_up)
     return calls

@@ -16,13 +16,9 @@ import scipy.optimize
 import scipy.signal
 import soundfile
 
-from jaxsep.metrics import (
-    best_permutation,
-    permutation_invariant_si_sdr,
-    sdr_sir_sar_filter,
-    sdr_sir_sar_gain,
-    si_sdr,
-)
+from jaxsep.metrics.bss_eval import sdr_sir_sar_filter, sdr_sir_sar_gain
+from jaxsep.metrics.matching import best_permutation
+from jaxsep.metrics.si_sdr import permutation_invariant_si_sdr, si_sdr
 
 FIGURES = ("sdr", "sir", "sar")
 SAMPLES = 300  # one size where size does not matter, so that compiled programs are shared

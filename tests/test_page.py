@@ -131,7 +131,9 @@ class TestPage:
     def test_content(self, folder):
         results = read_results(folder)
         truth = results.stems[:, 0]
-        scores = evaluation_document(truth, truth + 1e-3, ["recorder", "violin"], ["a", "b"])
+        scores = evaluation_document(
+            truth, truth + 1e-3, ["recorder", "violin"], ["a", "b"], sample_rate=RATE
+        )
         html = page.listening_page(results, scores)
         for text in ("duet.wav", "Mixture", "Instrument 1", "Instrument 2", "recorder", "violin", "SDR"):
             assert text in html

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from jaxsep.metrics import sdr_sir_sar_filter, sdr_sir_sar_gain, si_sdr
+from jaxsep.metrics.bss_eval import sdr_sir_sar_filter, sdr_sir_sar_gain
+from jaxsep.metrics.si_sdr import si_sdr
 from jaxsep.report import plots, spectrograms
 from jaxsep.results.document import evaluation_document, separation_document
 from jaxsep.results.schema import to_json
@@ -143,7 +144,7 @@ class TestDocuments:
     def test_evaluation_is_that_of_the_metrics_in_float64(self):
         references = np.random.default_rng(0).standard_normal((2, 4000))
         estimates = references[::-1] + 0.1 * np.random.default_rng(1).standard_normal((2, 4000))
-        document = evaluation_document(references, estimates, ["a", "b"], ["x", "y"])
+        document = evaluation_document(references, estimates, ["a", "b"], ["x", "y"], sample_rate=RATE)
         assert json.loads(to_json(document)) == document
         assert (document["references"], document["estimates"]) == (["a", "b"], ["x", "y"])
         with jax.enable_x64(True):

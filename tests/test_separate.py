@@ -14,7 +14,7 @@ import pytest
 import soundfile
 
 from jaxsep.audio import resample
-from jaxsep.metrics import sdr_sir_sar_gain
+from jaxsep.metrics.bss_eval import sdr_sir_sar_gain
 from jaxsep.numerics import devices
 from jaxsep.progress import Progress
 from jaxsep.search import hypotheses

@@ -20,7 +20,7 @@ from benchmarks.common import (
     scores,
 )
 from benchmarks.pitches import part_right, sounding_in_rests
-from jaxsep.metrics import sdr_sir_sar_gain
+from jaxsep.metrics.bss_eval import sdr_sir_sar_gain
 from jaxsep.pursuit.recording import Hypotheses
 from jaxsep.search.hypotheses import cheapest
 from jaxsep.search.moves import arrange

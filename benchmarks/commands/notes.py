@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float
 
 from benchmarks.common import Pieces, Report, Seconds, chosen_pieces, load_piece, markdown_table, played_notes
-from jaxsep.metrics import sdr_sir_sar_gain
+from jaxsep.metrics.bss_eval import sdr_sir_sar_gain
 from jaxsep.notes.note import Note
 from jaxsep.notes.notes import find_notes
 from jaxsep.separation.separate import separate
@@ -66,25 +66,31 @@ def measures(
         notes: those found.
         order: the number that each true instrument has among the notes.
     """
-    from mir_eval.transcription import precision_recall_f1_overlap
-
     figures = []
     for truth, number in zip(played, order, strict=True):
         own = [note for note in notes if note.instrument == number]
         found = np.array([(note.onset, note.offset - note.onset, note.pitch) for note in own]).reshape(-1, 3)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # no notes at all are worth 0, and no warning
-            figures.append(
-                precision_recall_f1_overlap(
-                    *_intervals_and_frequencies(truth),
-                    *_intervals_and_frequencies(found),
-                    onset_tolerance=ONSET_TOLERANCE,
-                    pitch_tolerance=PITCH_TOLERANCE,
-                    offset_ratio=None,
-                )[:3]
-            )
+        figures.append(onset_and_pitch(truth, found))
     names = ("precision", "recall", "f_measure")
-    return {name: [float(figure[n]) for figure in figures] for n, name in enumerate(names)}
+    return {name: [figure[n] for figure in figures] for n, name in enumerate(names)}
+
+
+def onset_and_pitch(
+    played: Float[np.ndarray, "notes 3"], found: Float[np.ndarray, "found 3"]
+) -> tuple[float, float, float]:
+    """Precision, recall and F-measure of notes, rows of onset, duration and MIDI pitch."""
+    from mir_eval.transcription import precision_recall_f1_overlap
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # no notes at all are worth 0, and no warning
+        figures = precision_recall_f1_overlap(
+            *_intervals_and_frequencies(played),
+            *_intervals_and_frequencies(found),
+            onset_tolerance=ONSET_TOLERANCE,
+            pitch_tolerance=PITCH_TOLERANCE,
+            offset_ratio=None,
+        )
+    return tuple(float(figure) for figure in figures[:3])
 
 
 def _intervals_and_frequencies(notes):

@@ -5,7 +5,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from benchmarks.commands import blasso, neural, tradeoff
+from benchmarks.commands import blasso, neural, peers, tradeoff
 from benchmarks.commands.suite import per_frame
 from benchmarks.common import PICTURES, RESULTS
 from benchmarks.machine import NAMES
@@ -16,6 +16,7 @@ __all__ = ["draw_suite", "main"]
 _PARTS = {
     "blasso": ("grid", blasso.draw),
     "neural": ("runs", neural.draw),
+    "peers": ("runs", peers.draw),
     "tradeoff": ("runs", tradeoff.draw),
 }
 _COLOURS = {"products": "#0072B2", "elementwise": "#56B4E9", "transcendental": "#D55E00", "moved": "#009E73"}

@@ -10,7 +10,7 @@ import typer
 
 from benchmarks.common import ROOT, Report, SomePieces, chosen_pieces, load_piece, markdown_table
 from jaxsep.audio import resample
-from jaxsep.metrics import permutation_invariant_si_sdr
+from jaxsep.metrics.si_sdr import permutation_invariant_si_sdr
 from jaxsep.separation.chunks import ANALYSIS_RATE
 
 

@@ -295,27 +295,36 @@ def evaluate(
     estimate: Annotated[
         list[Path], typer.Option(metavar="FILE...", help="The separated stems, in any order.")
     ],
+    mixture: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="What was separated, which the improvement is over.  [default: the sum of the true stems]",
+        ),
+    ] = None,
     cache: Cache = None,
     no_cache: NoCache = False,
     as_json: AsJson = False,
 ) -> None:
     """Measure separated stems against the true ones.
 
-    SDR, SIR and SAR come in two kinds that must not be compared with each other: one forgives a constant
-    gain, the other any filter of 512 taps, which gives higher figures.
+    The measures of the literature differ in what they forgive, a constant gain, any filter of 512 taps, which
+    gives higher figures, or nothing, and must not be compared with each other; below the table stands which
+    paper uses which.
 
     Stems with several channels are averaged. Lengths that differ by less than 1 % are cut to the shortest.
     """
-    references, estimates, note = read_stems(reference, estimate)
+    references, estimates, mixed, rate, note = read_stems(reference, estimate, mixture)
     with TerminalProgress() as progress, progress.stage("measuring", 1) as advance:
         compute = start_jax(Backend("cpu", cache, no_cache))
         names = [str(path) for path in reference], [str(path) for path in estimate]
-        document = compute.evaluation_document(references, estimates, *names) | {"note": note}
+        known = {"sample_rate": rate, "mixture": mixed}
+        document = compute.evaluation_document(references, estimates, *names, **known) | {"note": note}
         advance()
     if as_json:
         _print_json(document)
     else:
-        show_evaluation(document)
+        show_evaluation(document, papers=True)
         if note:
             print(note)
 

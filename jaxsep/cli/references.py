@@ -36,10 +36,11 @@ def read_references(paths: list[Path], num_instruments: int, num_samples: int, s
     return np.stack([track[: min(map(len, tracks))] for track in tracks])
 
 
-def read_stems(references: list[Path], estimates: list[Path]):
-    """True stems and separated ones, averaged over channels and cut to one length.
+def read_stems(references: list[Path], estimates: list[Path], mixture: Path | None = None):
+    """True stems, separated ones and their mixture, averaged over channels and cut to one length.
 
-    Returns: samples `[files, samples]` of both lists, and a note if something was cut.
+    Returns: samples `[files, samples]` of both lists, those of the mixture or None, the rate in Hz, and a
+    note if something was cut.
 
     Raises: `ValueError` for lists of two lengths, several rates, or lengths more than 1 % apart.
     """
@@ -47,15 +48,17 @@ def read_stems(references: list[Path], estimates: list[Path]):
         raise ValueError(
             f"--estimate: expected {len(references)} files as for --reference, got {len(estimates)}."
         )
-    paths = references + estimates
-    recordings = [read_audio(path, allow_silence=n >= len(references)) for n, path in enumerate(paths)]
+    paths = references + estimates + ([] if mixture is None else [mixture])
+    silent = range(len(references), len(references) + len(estimates))
+    recordings = [read_audio(path, allow_silence=n in silent) for n, path in enumerate(paths)]
     rates = [rate for _, rate in recordings]
     lengths = [samples.shape[1] for samples, _ in recordings]
     for path, rate, length in zip(paths, rates, lengths, strict=True):
         _check_alike(path, length, rate, paths[0], lengths[0], rates[0])
     note = f"cut to the shortest, {min(lengths)} samples" if len(set(lengths)) > 1 else ""
     tracks = np.stack([mono(samples[:, : min(lengths)]) for samples, _ in recordings])
-    return tracks[: len(references)], tracks[len(references) :], note
+    stems = np.split(tracks, [len(references), 2 * len(references)])
+    return stems[0], stems[1], None if mixture is None else stems[2][0], rates[0], note
 
 
 def _check_alike(path, num_samples, rate, other, wanted_samples, wanted_rate):

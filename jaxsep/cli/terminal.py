@@ -116,8 +116,33 @@ def show_separation(document: dict[str, Any], output: Path) -> None:
         console.print(f"  {file.name}")
 
 
-def show_evaluation(document: dict[str, Any]) -> None:
-    """Prints the figures of an evaluation, as `evaluation_document` makes it, in dB."""
+#: Measures of one figure each: key in the document, and title.
+_SINGLE = {
+    "snr": "plain (SNR)",
+    "snr_frames": "plain, median of 1 s",
+    "si_sdr": "SI-SDR",
+    "si_sdr_improvement": "SI-SDR over mixture",
+}
+
+#: Which paper uses which measure.
+_PAPERS = (
+    "who reports which, and what it forgives:",
+    "  gain only: P1 (Schulze, King 2021); one gain for each source",
+    "  512-tap filter: BSS Eval v2 and v3 (Vincent et al. 2006), mir_eval, most work on NMF; a filter",
+    "  plain (SNR): Music Demixing Challenge (Mitsufuji et al. 2022), whole pieces; nothing",
+    "  plain, median of 1 s: SiSEC 2018, museval or BSS Eval v4 (Stöter et al. 2018), Open-Unmix; nothing",
+    "  SI-SDR: Le Roux et al. 2019; one gain for each source",
+    "  SI-SDR over mixture: Conv-TasNet (Luo, Mesgarani 2019), Slakh (Manilow et al. 2019)",
+)
+
+
+def show_evaluation(document: dict[str, Any], papers: bool = False) -> None:
+    """Prints the figures of an evaluation, as `evaluation_document` makes it, in dB.
+
+    Arguments:
+        document: of the evaluation.
+        papers: whether to say which paper uses which measure.
+    """
     console = _stdout()
     table = _table("reference", "estimate", "measure", "SDR", "SIR", "SAR")
     references, estimates = _short(document["references"]), _short(document["estimates"])
@@ -130,9 +155,13 @@ def show_evaluation(document: dict[str, Any]) -> None:
             # The measures hardly ever match the estimates differently.
             table.add_row("" if named else reference, "" if named == estimate else estimate, title, *figures)
             named = estimate
-        table.add_row("", "", "SI-SDR", _figure(document["si_sdr"][row]), "", "", end_section=True)
+        for name, title in _SINGLE.items():
+            last = name == "si_sdr_improvement"
+            table.add_row("", "", title, _figure(document[name][row]), "", "", end_section=last)
     console.print(table)
     console.print("all figures in dB; larger is better; silence has none")
+    if papers:
+        console.print("\n".join(_PAPERS))
 
 
 def _figure(value):

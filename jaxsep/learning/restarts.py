@@ -8,7 +8,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from jaxsep.learning.learner import DictionaryLearner
 from jaxsep.numerics.devices import parallel_map
-from jaxsep.progress import Progress
+from jaxsep.progress import Progress, listener
 from jaxsep.pursuit.recording import pursue
 
 __all__ = ["Restart", "learn_dictionaries"]
@@ -56,7 +56,7 @@ def learn_dictionaries(
     """
     if num_restarts < 1:
         raise ValueError(f"num_restarts: expected at least 1, got {num_restarts}")
-    progress = progress or Progress()
+    progress = listener(progress)
     loudness = np.max(np.asarray(spectra), axis=1)
     useful = jnp.asarray(np.asarray(spectra)[loudness > _QUIET * np.max(loudness)])
     if useful.shape[0] == 0:

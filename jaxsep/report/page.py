@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import jinja2
 import numpy as np
 import soundfile
+from jaxtyping import Float
 from PIL import Image
 
 from jaxsep.audio import loudest_alone, mono, resample
@@ -21,7 +22,7 @@ from jaxsep.results.document import evaluation_document
 from jaxsep.results.read import Results, read_results
 from jaxsep.signal.axes import LogAxis
 
-__all__ = ["listening_page", "write_page"]
+__all__ = ["encoded_tracks", "listening_page", "page_template", "write_page"]
 
 #: Bytes of audio up to which it is embedded without loss, in 16 bits.
 _LOSSLESS_BYTES = 5_500_000
@@ -59,7 +60,14 @@ def write_page(
         results, scores = read_results(folder), None
         if truth is not None:
             stems = np.stack([mono(stem) for stem in results.stems])[:, : truth.shape[1]]
-            scores = evaluation_document(truth, stems, names, results.document["stems"])
+            scores = evaluation_document(
+                truth,
+                stems,
+                names,
+                results.document["stems"],
+                sample_rate=results.sample_rate,
+                mixture=mono(results.mixture)[: truth.shape[1]],
+            )
         target.write_text(listening_page(results, scores), encoding="utf-8", errors="backslashreplace")
         advance()
     return scores
@@ -89,12 +97,12 @@ def listening_page(results: Results, scores: dict[str, Any] | None = None) -> st
     if not is_silent:
         tracks.append(_track("residual", "Residual", "R", levels(residual, results.sample_rate, "log")))
         samples.append(residual)
-    media, audio = _encoded(samples, results.sample_rate)
+    media, audio = encoded_tracks(samples, results.sample_rate)
     for track, data in zip(tracks, audio, strict=True):
         track["audio"] = data
         track["picture"] = _picture(track.pop("levels"), float(mixture.max()), bins)
     duration = results.mixture.shape[1] / results.sample_rate
-    return _template().render(
+    return page_template("page.html").render(
         document=results.document,
         duration=duration,
         tracks=tracks,
@@ -133,16 +141,19 @@ def _rms(samples):
     return float(np.sqrt(np.mean(np.square(samples, dtype=float))))
 
 
-def _template():
+def page_template(name: str) -> jinja2.Template:
+    """A template of this package."""
     loader = jinja2.PackageLoader("jaxsep.report", "template")
     environment = jinja2.Environment(
         loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    return environment.get_template("page.html")
+    return environment.get_template(name)
 
 
-def _encoded(tracks, sample_rate):
-    """Media type, and each track in base64."""
+def encoded_tracks(
+    tracks: Sequence[Float[np.ndarray, "channels samples"]], sample_rate: int
+) -> tuple[str, list[str]]:
+    """Media type, and each track in base64: without loss where all together are short, else as MP3."""
     if len(tracks[0]) > _MAX_PLAYED:  # channels, of all tracks alike
         loudest = loudest_alone(tracks[0])
         take = slice(None) if loudest is None else [loudest]

@@ -1,7 +1,7 @@
 """The picture of a separation."""
 
 import os
-from io import BufferedIOBase
+from io import BufferedIOBase, BytesIO
 
 import jax.numpy as jnp
 import numpy as np
@@ -14,7 +14,7 @@ from jaxsep.report.spectrograms import DPI, MAX_COLUMNS, RANGE, WIDTH, audible_b
 from jaxsep.separation.result import Separation
 from jaxsep.signal.axes import LogAxis
 
-__all__ = ["overview"]
+__all__ = ["mixture_of", "overview", "overview_figure"]
 
 #: Colours that everyone can tell apart (M. Okabe, K. Ito, "Color Universal Design", 2008).
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
@@ -52,6 +52,29 @@ def overview(
         >>> result = jaxsep.separate(mixture[:rate], rate, 2, settings=settings, key=jax.random.key(0))
         >>> jaxsep.overview(result, mixture[:rate], rate, "overview.png")
     """
+    _draw(separation, samples, sample_rate).savefig(target)
+
+
+def overview_figure(separation: Separation) -> Figure:
+    """The picture of `overview` with the separation's own mixture; a notebook shows it."""
+    return _draw(separation, mixture_of(separation), separation.sample_rate)
+
+
+def mixture_of(separation: Separation) -> Float[np.ndarray, "*channels samples"]:
+    """What was separated, or the sum of the stems where that is not known."""
+    return separation.stems.sum(axis=0) if separation.mixture is None else separation.mixture
+
+
+class _Shown(Figure):
+    """A figure that notebooks show, whether or not they have been told how to show figures."""
+
+    def _repr_png_(self):
+        file = BytesIO()
+        self.savefig(file, format="png")
+        return file.getvalue()
+
+
+def _draw(separation, samples, sample_rate):
     check_samples(samples, sample_rate)
     mixture = levels(samples, sample_rate, "mel")
     scale = np.shape(samples)[-1] / sample_rate, float(mixture.max()), audible_bins(mixture)
@@ -59,7 +82,7 @@ def overview(
     rows = num_instruments + 1
     searched = len(separation.cost_trace) > 1
     heights = [1.75] * rows + [0.9] * searched
-    figure = Figure(figsize=(WIDTH, 0.6 + sum(heights)), dpi=DPI, layout="constrained")
+    figure = _Shown(figsize=(WIDTH, 0.6 + sum(heights)), dpi=DPI, layout="constrained")
     grid = figure.add_gridspec(len(heights), 2, width_ratios=(4.2, 1), height_ratios=heights)
     shared = None
     for row in range(rows):
@@ -82,7 +105,7 @@ def overview(
     if searched:
         _draw_confidence(figure.add_subplot(grid[rows, 0], sharex=shared), separation)
         _draw_costs(figure.add_subplot(grid[rows, 1]), separation.cost_trace)
-    figure.savefig(target)
+    return figure
 
 
 def _stem_levels(separation, instrument):

@@ -12,12 +12,14 @@ import numpy as np
 from jaxtyping import Float
 
 import jaxsep
-from jaxsep.metrics import sdr_sir_sar_filter, sdr_sir_sar_gain, si_sdr
+from jaxsep.metrics.bss_eval import sdr_sir_sar_filter, sdr_sir_sar_gain
+from jaxsep.metrics.si_sdr import si_sdr, si_sdr_improvement
+from jaxsep.metrics.snr import frame_snr, snr
 from jaxsep.neural.settings import NeuralSettings
 from jaxsep.separation.result import Separation
 from jaxsep.separation.settings import SeparationSettings
 
-__all__ = ["evaluation_document", "separation_document", "versions"]
+__all__ = ["evaluation_document", "paired_figures", "separation_document", "versions"]
 
 _PACKAGES = ("jax", "jaxlib", "numpy")
 
@@ -25,8 +27,8 @@ _PACKAGES = ("jax", "jaxlib", "numpy")
 def separation_document(
     separation: Separation,
     *,
-    settings: SeparationSettings | NeuralSettings,
-    seed: int,
+    settings: SeparationSettings | NeuralSettings | None,
+    seed: int | None,
     source: dict[str, Any],
     shape: tuple[int, ...] | None = None,
 ) -> dict[str, Any]:
@@ -34,8 +36,8 @@ def separation_document(
 
     Arguments:
         separation: what `separate` returned.
-        settings: the options it was called with.
-        seed: of its key.
+        settings: the options it was called with, if they are known.
+        seed: of its key, if it is known.
         source: what is known of the recording: its file name, and of a given dictionary.
         shape: of all stems, where those of the separation are a part.
 
@@ -59,7 +61,7 @@ def separation_document(
         "num_instruments": shape[0],
         "names": list(separation.names),
         "seed": seed,
-        "settings": dataclasses.asdict(settings),
+        "settings": {} if settings is None else dataclasses.asdict(settings),
         "device": jax.devices()[0].device_kind,
         "platform": jax.default_backend(),
         "versions": versions(),
@@ -93,6 +95,9 @@ def evaluation_document(
     estimates: Float[np.ndarray, "instruments samples"],
     reference_names: Sequence[str],
     estimate_names: Sequence[str],
+    *,
+    sample_rate: int,
+    mixture: Float[np.ndarray, " samples"] | None = None,
 ) -> dict[str, Any]:
     """Every measure of the estimates, in dB and computed in float64, as values for JSON.
 
@@ -100,21 +105,26 @@ def evaluation_document(
         references: true sources.
         estimates: estimated ones, in any order.
         reference_names, estimate_names: what the document calls them.
+        sample_rate: in Hz.
+        mixture: what was separated; the sum of the references by default.
 
     Returns: for `gain`, the measure that forgives a constant gain, and `filter_512`, the one that forgives a
     filter of 512 taps, the `permutation` (the index of the estimate that belongs to each reference) and SDR,
-    SIR and SAR in the order of the references; and the `si_sdr` of the pairs of `gain`. Figures of a silent
-    estimate, and those that are not finite, are None.
+    SIR and SAR in the order of the references. Then, for the pairs of `gain`, `snr`, the SDR that forgives
+    nothing; `snr_frames`, its median over frames of one second in which nothing is silent; `si_sdr`; and
+    `si_sdr_improvement`, by how much that exceeds the mixture's. Figures of a silent estimate, and those that
+    are not finite, are None.
     """
     silent = ~np.any(estimates, axis=1)
+    mixture = np.sum(references, axis=0) if mixture is None else mixture
     # Figures of an estimate do not depend on the others: one that has none is like all references alike.
-    estimates = np.where(silent[:, None], np.sum(references, axis=0), estimates)
+    sounding = np.where(silent[:, None], np.sum(references, axis=0), estimates)
     with jax.enable_x64(True):
-        references, estimates = (jnp.asarray(np.asarray(x, np.float64)) for x in (references, estimates))
-        gain = sdr_sir_sar_gain(references, estimates)
-        filtered = sdr_sir_sar_filter(references, estimates, filter_length=512)
-        pairs = zip(references, estimates[gain.permutation], strict=True)
-        invariant = [si_sdr(*pair) for pair in pairs]
+        signals = [jnp.asarray(np.asarray(x, np.float64)) for x in (references, sounding)]
+        gain = sdr_sir_sar_gain(*signals)
+        filtered = sdr_sir_sar_filter(*signals, filter_length=512)
+    matched = np.asarray(gain.permutation)
+    pairs = paired_figures(references, estimates[matched], mixture, sample_rate)
     return {
         "format": "jaxsep evaluation",
         "version": 1,
@@ -123,9 +133,40 @@ def evaluation_document(
         "samples": references.shape[1],
         "gain": _scores(gain, silent),
         "filter_512": _scores(filtered, silent),
-        "si_sdr": _figures(invariant, gain.permutation, silent),
+        **pairs,
         "versions": versions(),
     }
+
+
+def paired_figures(
+    references: Float[np.ndarray, "instruments samples"],
+    estimates: Float[np.ndarray, "instruments samples"],
+    mixture: Float[np.ndarray, " samples"],
+    sample_rate: int,
+) -> dict[str, list[float | None]]:
+    """The measures of the literature that are of one stem alone, in dB and computed in float64.
+
+    Arguments:
+        references: true sources.
+        estimates: the estimate of each.
+        mixture: what was separated.
+        sample_rate: in Hz.
+
+    Returns: `snr`, `snr_frames`, `si_sdr` and `si_sdr_improvement` as in `evaluation_document`.
+    """
+    silent = ~np.any(estimates, axis=1)
+    with jax.enable_x64(True):
+        truth, found, mixed = (
+            jnp.asarray(np.asarray(x, np.float64)) for x in (references, estimates, mixture)
+        )
+        pairs = list(zip(truth, found, strict=True))
+        figures = {
+            "snr": [snr(*pair) for pair in pairs],
+            "snr_frames": jnp.nanmedian(frame_snr(truth, found, frame_length=sample_rate), axis=1),
+            "si_sdr": [si_sdr(*pair) for pair in pairs],
+            "si_sdr_improvement": [si_sdr_improvement(*pair, mixed) for pair in pairs],
+        }
+        return {name: _figures(values, range(len(pairs)), silent) for name, values in figures.items()}
 
 
 def _scores(scores, silent):

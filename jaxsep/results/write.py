@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import equinox as eqx
 import numpy as np
 import soundfile
 
@@ -18,6 +17,7 @@ from jaxsep.notes.note import Note
 from jaxsep.notes.notes import find_notes, follow_notes
 from jaxsep.notes.score import default_name
 from jaxsep.results.document import separation_document
+from jaxsep.results.frames import write_frames
 from jaxsep.results.schema import to_json
 from jaxsep.results.tones import write_tones
 from jaxsep.separation.result import Separation
@@ -48,11 +48,12 @@ def write_results(
             *kind, num_samples = piece.stems.shape
             length += num_samples
             # Not a slice, which would keep the stems in memory.
-            found.append(eqx.tree_at(lambda p: p.stems, piece, np.zeros((*kind, 0), np.float32)))
+            found.append(dataclasses.replace(piece, stems=np.zeros((*kind, 0), np.float32), mixture=None))
     separation = Separation.joined(found)
     document = separation_document(separation, shape=(*kind, length), **about) | tracks.written
     separation.dictionary.save(folder / "dictionary.npz")
     write_tones(folder / "tones.csv", separation)
+    write_frames(folder / "frames.npz", separation)
     write_note_files(folder, notes_of(separation), separation.names)
     (folder / "separation.json").write_text(to_json(document), encoding="utf-8")
     return document
@@ -61,7 +62,7 @@ def write_results(
 def notes_of(separation: Separation) -> list[Note]:
     """The notes of a separation: those that were all known before, or else those that its tones form."""
     played = separation.tones, separation.times, separation.dictionary
-    known = separation.notes
+    known = separation.known
     if known is not None and known.notes_are == "all":
         return follow_notes(known.score.notes, *played)
     return [

@@ -1,5 +1,6 @@
 """Separation by a network that is trained on the recording itself, with phases of its own (P2)."""
 
+import dataclasses
 import hashlib
 import os
 import time
@@ -20,7 +21,7 @@ from jaxsep.neural.prediction import predict
 from jaxsep.neural.settings import NeuralSettings
 from jaxsep.neural.training import Trainer, TrainingState
 from jaxsep.numerics.devices import num_chunks, over_chunks
-from jaxsep.progress import Progress
+from jaxsep.progress import Progress, listener
 from jaxsep.separation.chunks import analyse_chunk, excerpt_of, overlap_into, total_power
 from jaxsep.separation.result import Separation, check_request, level_of
 from jaxsep.separation.separate import separate
@@ -104,7 +105,7 @@ def separate_neural(
         raise ValueError("resume: expected a checkpoint to resume from, got none")
     if checkpoint is not None and not resume and os.path.lexists(checkpoint):
         raise ValueError(f"checkpoint: {checkpoint} exists; resume it, or name another file")
-    trainer, progress = Trainer(settings, num_instruments), progress or Progress()
+    trainer, progress = Trainer(settings, num_instruments), listener(progress)
     level = level_of(samples)
     channels = (np.atleast_2d(samples) / level).astype(np.float32)
     analysed = np.ascontiguousarray(resample(channels, sample_rate, settings.rate))
@@ -153,7 +154,8 @@ def separate_neural(
     with progress.stage("prediction", total) as advance:
         found = predict_stems(trainer, state, analysed / peak, advance)
     seconds["prediction"] = time.perf_counter() - begin
-    return _separation(found, state, trainer, peak, samples, sample_rate, seconds).louder(level)
+    separation = _separation(found, state, trainer, peak, samples, sample_rate, seconds).louder(level)
+    return dataclasses.replace(separation, mixture=samples.astype(np.float32))
 
 
 def spectral_peak(samples: Float[np.ndarray, " samples"], trainer: Trainer) -> float:
@@ -229,4 +231,5 @@ def _separation(found, state, trainer, peak, samples, sample_rate, seconds):
         cost_trace=(float(found.loss.mean()),),
         restart_losses=(),
         seconds=seconds,
+        settings=trainer.settings,
     )

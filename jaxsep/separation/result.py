@@ -1,10 +1,12 @@
 """What a separation returns, and what cannot be separated."""
 
 import dataclasses
+import importlib
 import itertools
+import os
 import warnings
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -13,10 +15,15 @@ from jaxtyping import Bool, Float
 
 from jaxsep.audio import check_samples, loudest_alone
 from jaxsep.files import AudioWarning
+from jaxsep.neural.settings import NeuralSettings
+from jaxsep.notes.note import Note
 from jaxsep.notes.score import Score, default_name
 from jaxsep.separation.settings import NOTES_ARE, SeparationSettings
 from jaxsep.tones.dictionary import Dictionary
 from jaxsep.tones.tones import Tones
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 __all__ = ["KnownNotes", "Separation", "check_notes", "check_request", "level_of"]
 
@@ -56,7 +63,12 @@ class Separation(eqx.Module):
       weigh tones otherwise; without the full search, the mean loss alone.
     - `restart_losses`: of every learned dictionary, the chosen one first; empty where none was.
     - `seconds`: wall time of every stage.
-    - `notes`: that were known before, and how much they bind.
+    - `known`: notes that were known before, and how much they bind.
+    - `mixture`: what was separated, `[samples]` or `[channels, samples]`; without it, as in parts, the sum of
+      the stems stands for it.
+    - `settings`: with which it was found.
+
+    In a notebook it shows itself: players for mixture and stems, the picture of `plot`, and the notes.
 
     Example:
         >>> mixture, stems, rate = jaxsep.demo_recording()
@@ -76,13 +88,64 @@ class Separation(eqx.Module):
     cost_trace: tuple[float, ...]
     restart_losses: tuple[float, ...]
     seconds: dict[str, float]
-    notes: KnownNotes | None = eqx.field(static=True, default=None)
+    known: KnownNotes | None = eqx.field(static=True, default=None)
+    mixture: Float[np.ndarray, "*channels samples"] | None = None
+    settings: SeparationSettings | NeuralSettings | None = eqx.field(static=True, default=None)
 
     @property
     def names(self) -> tuple[str, ...]:
         """Of the instruments: those that the notes have, or their numbers."""
-        named = () if self.notes is None else self.notes.score.names
+        named = () if self.known is None else self.known.score.names
         return (*named, *(default_name(n) for n in range(len(named), self.dictionary.num_instruments)))
+
+    def notes(self) -> list[Note]:
+        """The notes, by onset: those that were all known before, or else those that the tones form.
+
+        Each has the `confidence` of the search.
+        """
+        return _later("results.write", "notes_of")(self)
+
+    def plot(self) -> "Figure":
+        """The picture of `overview`, which a notebook shows; `savefig` writes it to a file."""
+        return _later("report.plots", "overview_figure")(self)
+
+    def save(self, folder: str | os.PathLike, *, force: bool = False) -> None:
+        """Writes the folder that `jaxsep separate` leaves, from which `load` reads everything back.
+
+        It has the tracks as WAV in floating point, notes, tones, dictionary, picture and settings; the folder
+        appears whole or not at all. `jaxsep report` makes a page of it.
+
+        Arguments:
+            folder: new or empty.
+            force: replace a folder that has content.
+
+        Raises: `AudioError`, one sentence, if nothing can be written there.
+
+        Example:
+            >>> mixture, stems, rate = jaxsep.demo_recording()
+            >>> settings = jaxsep.SeparationSettings(restarts=1, steps=3, search="greedy")
+            >>> result = jaxsep.separate(mixture[:rate], rate, 2, settings=settings, key=jax.random.key(0))
+            >>> result.save("duet")
+            >>> again = jaxsep.Separation.load("duet")
+            >>> np.array_equal(again.stems, result.stems), len(again.notes()) == len(result.notes())
+            (True, True)
+        """
+        _later("report.saved", "save_separation")(self, folder, force=force)
+
+    @classmethod
+    def load(cls, folder: str | os.PathLike) -> "Separation":
+        """Reads what `save` or `jaxsep separate` left in a folder.
+
+        Stems are as exact as their files. A folder of a version before 0.2 has no losses and confidences:
+        these are NaN.
+
+        Raises: `ValueError`, one sentence, for a folder without results, and for a file that is missing,
+        damaged, or does not belong to the others. Nothing is ever unpickled.
+        """
+        return _later("results.saved", "load_separation")(folder)
+
+    def _repr_html_(self) -> str:
+        return _later("report.display", "separation_html")(self)
 
     def at_frames(self, chosen: Bool[np.ndarray, " frames"]) -> "Separation":
         """What was found in some of the frames; the stems stay as they are."""
@@ -109,6 +172,14 @@ class Separation(eqx.Module):
             seconds[name] = seconds.get(name, 0.0) + value
         first = eqx.tree_at(fields, parts[0], joined)
         return dataclasses.replace(first, seconds=seconds)
+
+
+def _later(module: str, name: str) -> Any:
+    """A function of a room further down the stream, which writes or shows results.
+
+    It is named here, and imported when it is first asked for: finding a result needs nothing of showing it.
+    """
+    return getattr(importlib.import_module(f"jaxsep.{module}"), name)
 
 
 def level_of(samples: np.ndarray) -> float:

@@ -4,6 +4,7 @@ A recording in memory is explained as a whole. One of any length is explained in
 other, with one dictionary, in memory that does not grow with it.
 """
 
+import dataclasses
 import math
 import os
 from collections.abc import Iterator
@@ -15,7 +16,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from jaxsep.audio import Recording, resample
 from jaxsep.notes.score import Score
-from jaxsep.progress import Progress
+from jaxsep.progress import Progress, listener
 from jaxsep.search.voices import VoiceModel
 from jaxsep.separation.chunks import ANALYSIS_RATE, Spectra
 from jaxsep.separation.result import Separation, check_notes, check_request, level_of
@@ -101,7 +102,7 @@ def separate(
     survey = stages.survey(spectra, num_instruments, dictionary, voices, key, known)
     found = stages.explain(part, spectra, survey)
     found = eqx.tree_at(lambda s: s.stems, found, found.stems.reshape(num_instruments, *samples.shape))
-    return found.louder(level)
+    return dataclasses.replace(found.louder(level), mixture=samples.astype(np.float32))
 
 
 def separate_parts(
@@ -145,7 +146,7 @@ def separate_parts(
     """
     if not seconds >= 1:
         raise ValueError(f"seconds: expected at least 1, got {seconds}")
-    progress = progress or Progress()
+    progress = listener(progress)
     stages = Stages(settings, progress)
     with nullcontext(path) if isinstance(path, Recording) else Recording(path) as recording:
         excerpts = [recording.read(start, start + _EXCERPT) for start in _loudest(recording.energies())]

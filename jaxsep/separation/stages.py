@@ -20,7 +20,7 @@ from jaxsep.learning.restarts import learn_dictionaries
 from jaxsep.notes.alignment import align_notes
 from jaxsep.notes.score import Score
 from jaxsep.numerics.devices import num_chunks
-from jaxsep.progress import Progress
+from jaxsep.progress import Progress, listener
 from jaxsep.pursuit.loss import LiftedLoss
 from jaxsep.pursuit.recording import pursue
 from jaxsep.pursuit.tone_pursuit import TonePursuit
@@ -101,7 +101,7 @@ class Stages:
     """
 
     def __init__(self, settings: SeparationSettings, progress: Progress | None = None):
-        self.settings, self.progress, self.clock = settings, progress or Progress(), Clock()
+        self.settings, self.progress, self.clock = settings, listener(progress), Clock()
         self.stft, self.axis = GaussianSTFT(hop=settings.hop), LogAxis()
         self.pursuit = TonePursuit(LiftedLoss(self.axis), settings.tones_per_instrument)
 
@@ -222,7 +222,8 @@ class Stages:
             cost_trace=found.cost_trace,
             restart_losses=survey.losses,
             seconds=self.clock.taken(),
-            notes=survey.notes,
+            known=survey.notes,
+            settings=self.settings,
         )
 
     @property
