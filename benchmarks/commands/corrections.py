@@ -1,6 +1,7 @@
 """Decibels per corrected note: a simulated user corrects what a blind run has found, which is run again."""
 
 import time
+from collections.abc import Iterator
 from typing import Annotated, Any
 
 import jax
@@ -23,9 +24,9 @@ from benchmarks.common import (
 from benchmarks.listener import corrected, most_doubtful, played_by
 from jaxsep.metrics import sdr_sir_sar_gain
 from jaxsep.notes.score import Score
-from jaxsep.results.write import notes_of
-from jaxsep.separation.result import Separation
+from jaxsep.separation.found import notes_of
 from jaxsep.separation.separate import separate
+from jaxsep.separation.settings import SeparationSettings
 
 PICTURE = PICTURES / "corrections.png"
 
@@ -38,28 +39,39 @@ PIECES = (
 #: The order by doubt, and orders by chance.
 DOUBT, CHANCE = "doubt", "chance"
 
+Fast = Annotated[bool, typer.Option("--fast", help="Half the frames.")]
 Draws = Annotated[int, typer.Option(help="Orders by chance, of which the mean counts.", min=1)]
 
 
 def main(
-    quick: bool = False, seconds: Seconds = 12.0, pieces: SomePieces = PIECES, draws: Draws = 2, seed: int = 0
+    quick: bool = False,
+    seconds: Seconds = 12.0,
+    pieces: SomePieces = PIECES,
+    draws: Draws = 2,
+    fast: Fast = False,
+    seed: int = 0,
 ) -> None:
     """SDR over the number of corrected notes, the most doubtful ones first and in any order."""
     seconds, draws = (min(seconds, 3.0), 1) if quick else (seconds, draws)
-    about = f"first {seconds:g} seconds, {draws} orders by chance, seed {seed}"
+    settings = SeparationSettings.fast() if fast else SeparationSettings()
+    about = f"first {seconds:g} seconds, {draws} orders by chance, seed {seed}, {settings}"
     report = Report("corrections", quick=quick, about=about, seconds=seconds, seed=seed)
     for name in chosen_pieces(pieces)[: 1 if quick else None]:
-        for run in runs_of(load_piece(name, seconds), seconds, draws, seed, most=2 if quick else None):
+        piece, most = load_piece(name, seconds), 2 if quick else None
+        for run in runs_of(piece, seconds, draws, seed, settings, most):
             report.add(run, " · ".join(row(run)))
     if not quick:
         draw(report.document["runs"])
     report.end(table(report.document["runs"]), gains(report.document["runs"]))
 
 
-def runs_of(piece: Piece, seconds: float, draws: int, seed: int, most: int | None = None):
+def runs_of(
+    piece: Piece, seconds: float, draws: int, seed: int, settings: SeparationSettings, most: int | None = None
+) -> Iterator[dict[str, Any]]:
     """The blind separation of a piece, and one for every number of corrections in every order."""
-    key, begin = jax.random.key(seed), time.perf_counter()
-    blind = separate(piece.mixture, piece.sample_rate, len(piece.instruments), key=key)
+    recording, begin = (piece.mixture, piece.sample_rate), time.perf_counter()
+    options = {"settings": settings, "key": jax.random.key(seed)}
+    blind = separate(*recording, len(piece.instruments), **options)
     taken = time.perf_counter() - begin
     found, played = notes_of(blind), _played(piece, blind, seconds)
     fact = {"piece": piece.name, "instruments": piece.instruments, "notes": len(found)}
@@ -71,7 +83,8 @@ def runs_of(piece: Piece, seconds: float, draws: int, seed: int, most: int | Non
         for count in counts(len(found))[:most]:
             score = corrected(found, played.notes, order, count, played.names)
             begin = time.perf_counter()
-            again = _again(piece, blind, score, key)
+            known = {"notes": score, "notes_are": "held", "earlier": blind}
+            again = separate(*recording, **known, **options)
             figures = {"sdr": _sdr(piece, again), "seconds": time.perf_counter() - begin}
             yield fact | {"order": name, "count": min(count, len(found))} | figures
 
@@ -80,10 +93,6 @@ def counts(num_notes: int) -> list[int]:
     """1, 2, 4, … and all."""
     few = [2**n for n in range(20) if 2**n < 0.75 * num_notes]
     return [*few, num_notes]
-
-
-def _again(piece: Piece, blind: Separation, score: Score, key) -> Separation:
-    return separate(piece.mixture, piece.sample_rate, notes=score, notes_are="held", key=key)
 
 
 def _played(piece, blind, seconds) -> Score:

@@ -24,11 +24,13 @@ from jaxsep.progress import Progress
 from jaxsep.pursuit.loss import LiftedLoss
 from jaxsep.pursuit.recording import pursue
 from jaxsep.pursuit.tone_pursuit import TonePursuit
+from jaxsep.search.again import SearchAgain
 from jaxsep.search.alternation import Alternation, Finder, SearchResult
 from jaxsep.search.given import GivenNotes, heard_dictionary
 from jaxsep.search.known import known_tones
 from jaxsep.search.voices import VoiceModel, Voices
 from jaxsep.separation.chunks import ANALYSIS_RATE, log_spectra, resynthesise
+from jaxsep.separation.found import Earlier
 from jaxsep.separation.result import KnownNotes, Separation
 from jaxsep.separation.settings import SeparationSettings
 from jaxsep.signal.axes import LogAxis
@@ -81,6 +83,7 @@ class Survey(NamedTuple):
     - `voices`: what notes have in common; `Voices` are those of this recording.
     - `peak`: largest value of the spectra, by which they are divided.
     - `notes`: that are known of it.
+    - `earlier`: what was found in it before, if only what the notes change is searched.
     """
 
     num_instruments: int
@@ -90,6 +93,7 @@ class Survey(NamedTuple):
     voices: VoiceModel | Voices
     peak: float
     notes: KnownNotes | None = None
+    earlier: Earlier | None = None
 
 
 class Stages:
@@ -128,6 +132,7 @@ class Stages:
         voices: VoiceModel,
         key: PRNGKeyArray,
         notes: KnownNotes | None = None,
+        earlier: Earlier | None = None,
     ) -> Survey:
         """What is given, or told by notes; dictionaries are learned from samples if asked for."""
         peak = float(spectra.max())
@@ -136,6 +141,8 @@ class Stages:
         known = lambda *dictionaries, learn=True, losses=(): Survey(
             num_instruments, dictionaries, learn, losses, voices, peak, notes
         )
+        if earlier is not None:
+            return known(earlier.dictionary)._replace(earlier=earlier)
         if dictionary is not None:
             return known(dictionary if self.settings.timbre else dictionary.plain, learn=False)
         if notes is not None:
@@ -171,14 +178,15 @@ class Stages:
         with self.clock("pursuit"):
             if survey.notes is not None and survey.notes.notes_are == "all":
                 return self._at_notes(spectra, survey)
-            notes, model = {}, self._model(survey.notes)
+            notes, model = {}, self._model(survey.notes, survey.earlier)
             if survey.notes is not None:
                 score, known = survey.notes.score, functools.partial(self._known, spectra, everywhere=False)
                 notes["begin"] = known(score).as_listed()
                 if survey.notes.notes_are == "held":
-                    held = [note for note in score.notes if note.held]
-                    held = dataclasses.replace(score, notes=held)
+                    held = _held(score)
                     notes["known"] = known(held) if held.notes or held.rests else None
+            if survey.earlier is not None:
+                return self._again(model, spectra, survey, **notes)
             if self.settings.search == "greedy":
                 return self._greedy(spectra, survey.dictionaries[0].plain)
             alternation = Alternation(
@@ -225,10 +233,13 @@ class Stages:
             return functools.partial(decompose, alpha=self.settings.alpha)
         return pursue
 
-    def _model(self, notes: KnownNotes | None):
+    def _model(self, notes: KnownNotes | None, earlier: Earlier | None = None):
         """How tones are fitted, in as many slots as the instruments play at a time."""
         most = self.settings.tones_per_instrument
-        most = most if notes is None else max(most, notes.score.polyphony())
+        if notes is not None:
+            # Notes that were found, and merely ring on beside the next, had a place before.
+            score = notes.score if earlier is None else _held(notes.score)
+            most = max(most, score.polyphony())
         return _with_tolerance(TonePursuit(LiftedLoss(self.axis), most), 1e-4)
 
     def _known(self, spectra, score, everywhere):
@@ -244,6 +255,21 @@ class Stages:
         dictionary = None if survey.learn else survey.dictionaries[0]
         with self.progress.stage("fitting the notes", fit.num_steps) as advance:
             return fit(model, spectra, known, dictionary, advance)
+
+    def _again(self, model, spectra, survey, **notes):
+        """What an earlier separation found, searched where the notes are others."""
+        settings, earlier = self.settings, survey.earlier
+        touched = earlier.touched(survey.notes.score)
+        search = SearchAgain(
+            survey.voices, max(1, settings.rounds), spans=_spans(settings.hop), timbre=settings.timbre
+        )
+        dry = foreground(spectra, settings.hop / ANALYSIS_RATE)
+        tones = earlier.in_bins(self.axis, survey.peak)
+        with self.progress.stage("finding the tones", search.num_steps) as advance:
+            notes |= {"dry": dry, "advance": advance}
+            found = search(model, spectra, tones, earlier.dictionary, touched, **notes)
+        confidence = np.where(touched, found.confidence, earlier.confidence)
+        return eqx.tree_at(lambda f: f.confidence, found, confidence)
 
     def _heard(self, spectra, score):
         """The dictionary that is heard at notes; one sound for all whom they hardly teach."""
@@ -301,6 +327,10 @@ class Clock:
         """Seconds of every stage since the last call."""
         seconds, self._seconds = self._seconds, {}
         return seconds
+
+
+def _held(score):
+    return dataclasses.replace(score, notes=[note for note in score.notes if note.held])
 
 
 def _spans(hop):

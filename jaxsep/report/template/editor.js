@@ -299,3 +299,9 @@ for (const [id, action] of Object.entries({
   edit: () => edit(!editing),
   sine: () => controls.sine.setAttribute("aria-pressed", !sines()),
 })) controls[id].addEventListener("click", action);
+
+// ---- The command names the folder in which the page lies ----
+
+const lies = location.protocol === "file:" ? decodeURIComponent(location.pathname).split("/").at(-2) : "";
+if (lies) document.getElementById("folder").textContent =
+  /^\w[\w.,+@-]*$/.test(lies) ? lies : `'${lies.replaceAll("'", "'\\''")}'`;
