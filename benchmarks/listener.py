@@ -2,7 +2,7 @@
 
 What is done to one note is what takes a moment in the page's piano roll: what sounds like another instrument
 is dragged there, a wrong pitch to the right one, a note that nobody plays is deleted, and what is lacking in
-its place is drawn.
+its place is drawn. A note that is right is marked so, and stays as it was found.
 """
 
 import dataclasses
@@ -15,8 +15,8 @@ from jaxsep.notes.score import Rest, Score
 
 __all__ = ["corrected", "most_doubtful", "played_by"]
 
-#: Rests shorter than this, in seconds, nobody marks.
-_SHORTEST_REST = 0.05
+#: Seconds by which an onset, and half of those by which the end, of a note may be off that nobody corrects.
+_NEAR = 0.08
 
 #: Largest distance in semitones of a note that has the right pitch.
 _SAME_PITCH = 0.5
@@ -54,25 +54,22 @@ def _look_at(note, notes, played):
     right = [p for p in beside if p.instrument == note.instrument]
     if not any(abs(p.pitch - note.pitch) < _SAME_PITCH for p in right):
         right += [p for p in beside if abs(p.pitch - note.pitch) < _SAME_PITCH]
+    found = [next((n for n in notes if _is(n, p)), None) for p in right]
     replaced = lambda other: any(
         p.instrument == other.instrument and _shared(p, other) > 0.5 * _length(other) for p in right
     )
     kept = [other for other in notes if other is not note and (other.held or not replaced(other))]
-    added = [p for p in right if not any(p is other for other in kept)]
-    mine = [p for p in played if p.instrument == note.instrument]
-    return kept + added, _rests(note, mine)
+    put = [p if n is None else dataclasses.replace(n, held=True) for p, n in zip(right, found, strict=True)]
+    added = [p for p in put if not any(_is(other, p) and other.held for other in kept)]
+    # Only what is deleted is known to be silent: what rings on, say, is not.
+    return kept + added, [] if right else [Rest(note.instrument, note.onset, note.offset)]
 
 
-def _rests(note, played):
-    """Where the instrument of a found note plays nothing while that note lasts."""
-    at, rests = note.onset, []
-    for other in [*sorted(played, key=lambda p: p.onset), None]:
-        until = note.offset if other is None else min(other.onset, note.offset)
-        if until - at >= _SHORTEST_REST:
-            rests.append(Rest(note.instrument, at, until))
-        if other is not None:
-            at = max(at, other.offset)
-    return rests
+def _is(found, played):
+    """Whether a note was found as it is played, near enough to leave it."""
+    near = abs(found.onset - played.onset) < _NEAR and abs(found.offset - played.offset) < 2 * _NEAR
+    same = found.instrument == played.instrument and abs(found.pitch - played.pitch) < _SAME_PITCH
+    return same and near
 
 
 def _shared(a, b):

@@ -45,6 +45,9 @@ __all__ = ["Clock", "Part", "Stages", "Survey"]
 #: Seconds of notes that teach what their instrument sounds like.
 _TEACHES = 1.0
 
+#: Seconds by which the edges of a note that was found, or put right by ear and eye, may be wrong.
+_CORRECTED = 0.03
+
 #: How far apart in seconds frames offer each other their tones.
 _SPANS = (0.01, 0.02, 0.06, 0.13, 0.26)
 
@@ -181,6 +184,8 @@ class Stages:
             notes, model = {}, self._model(survey.notes, survey.earlier)
             if survey.notes is not None:
                 score, known = survey.notes.score, functools.partial(self._known, spectra, everywhere=False)
+                if survey.earlier is not None:
+                    known = functools.partial(known, edge=_CORRECTED)
                 notes["begin"] = known(score).as_listed()
                 if survey.notes.notes_are == "held":
                     held = _held(score)
@@ -242,10 +247,10 @@ class Stages:
             most = max(most, score.polyphony())
         return _with_tolerance(TonePursuit(LiftedLoss(self.axis), most), 1e-4)
 
-    def _known(self, spectra, score, everywhere):
+    def _known(self, spectra, score, **options):
         """What notes say of every frame of a whole recording."""
         times = np.arange(len(spectra)) * self.settings.hop / ANALYSIS_RATE
-        return known_tones(score, times, spectra, self.axis, everywhere=everywhere)
+        return known_tones(score, times, spectra, self.axis, **options)
 
     def _at_notes(self, spectra, survey):
         """The tones of notes that are all."""
