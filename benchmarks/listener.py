@@ -91,7 +91,7 @@ def _worth(note):
     """As `worth` in the page: the doubt, by how long and how loud the note is."""
     if note.confidence is None:
         return 0.0
-    return max(0.0, 2 - note.confidence) * _length(note) * 10 ** (max(note.level, -60) / 40)
+    return max(0.0, 2 - note.confidence) * _length(note) * 10 ** (max(note.level, -60) / 20)
 
 
 def played_by(played: Score, order: Sequence[int]) -> Score:
