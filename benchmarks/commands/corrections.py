@@ -138,11 +138,10 @@ def gains(runs: list[dict[str, Any]]) -> str:
     curves = {order: {p: dict(c) for p, c in means(runs, order).items()} for order in (DOUBT, CHANCE)}
     rows = []
     for count in sorted({run["count"] for run in runs if 0 < run["count"] < run["notes"]}):
-        row = [str(count)]
-        for order in (DOUBT, CHANCE):
-            gained = [curve[count] - curve[0] for curve in curves[order].values() if count in curve]
-            row.append(f"{np.mean(gained):+.2f}")
-        rows.append([*row, str(len(gained))])
+        both = [piece for piece in curves[CHANCE] if all(count in curves[o][piece] for o in curves)]
+        if both:
+            gained = [np.mean([c[piece][count] - c[piece][0] for piece in both]) for c in curves.values()]
+            rows.append([str(count), *(f"{gain:+.2f}" for gain in gained), str(len(both))])
     return markdown_table(["corrections", "by doubt (dB)", "by chance (dB)", "pieces"], rows)
 
 
