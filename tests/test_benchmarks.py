@@ -1,5 +1,6 @@
 """The parts of the benchmarks that compute or decide something, apart from the measurements."""
 
+import dataclasses
 import importlib
 import json
 import pkgutil
@@ -14,14 +15,15 @@ import soundfile
 from typer.testing import CliRunner
 
 import benchmarks.commands
-from benchmarks import common
-from benchmarks.commands import ablation, notes, selection, speed
+from benchmarks import common, listener
+from benchmarks.commands import ablation, corrections, notes, selection, speed
 from benchmarks.commands.artificial import cosine, make_learner, seen_frames
 from benchmarks.commands.corpus import oracle_stems
 from benchmarks.commands.evidence import cost
 from benchmarks.pitches import sounding_in_rests
 from benchmarks.workloads import random_tones
 from jaxsep.notes.note import Note
+from jaxsep.notes.score import Rest, plain_note
 from jaxsep.search.voices import VoiceModel
 from jaxsep.separation.result import Separation
 from jaxsep.separation.settings import SeparationSettings
@@ -321,3 +323,67 @@ def test_parts_of_the_cost_of_a_separation():
     assert cost(separation, "sounding") == pytest.approx(costs.sounding * 20 / 50, rel=1e-4)
     assert cost(separation, "change") == pytest.approx(0.5 * costs.change / 50, rel=1e-4)  # it ends once
     assert cost(separation, "crossing") == 0
+
+
+class TestListener:
+    """A user who knows that the first plays 60, 62 and then rests, and the second 72 throughout."""
+
+    played = (
+        plain_note(0, 0.0, 1.0, 60),
+        plain_note(0, 1.0, 2.0, 62),
+        plain_note(1, 0.0, 3.0, 72),
+    )
+
+    def after(self, found, count=99):
+        found = [dataclasses.replace(note, held=False) for note in found]
+        score = listener.corrected(found, self.played, found, count, ("a", "b"))
+        rows = {(n.instrument, n.onset, n.offset, n.pitch) for n in score.notes if n.held}
+        return rows, [n for n in score.notes if not n.held], score.rests
+
+    def test_what_is_right_stays_as_it_was_found(self):
+        found = [plain_note(0, 0.03, 0.9, 60.1), plain_note(1, 0.02, 2.9, 72)]
+        held, others, rests = self.after(found)
+        assert held == {(0, 0.03, 0.9, 60.1), (1, 0.02, 2.9, 72)}
+        assert (others, rests) == ([], ())
+        held, others, _ = self.after(found, count=1)
+        assert held == {(0, 0.03, 0.9, 60.1)}
+        assert [note.instrument for note in others] == [1]
+
+    def test_pitch_length_and_instrument(self):
+        held, others, _ = self.after([plain_note(0, 0.0, 1.0, 67)])  # a wrong pitch
+        assert (held, others) == ({(0, 0.0, 1.0, 60)}, [])
+        held, _, _ = self.after([plain_note(0, 0.0, 0.6, 60)])  # too short
+        assert held == {(0, 0.0, 1.0, 60)}
+        held, _, rests = self.after([plain_note(0, 2.2, 3.0, 72)])  # the other's
+        assert (held, rests) == ({(1, 0.0, 3.0, 72)}, ())
+
+    def test_what_nobody_plays_is_deleted(self):
+        held, others, rests = self.after([plain_note(0, 2.2, 3.0, 65)])
+        assert (held, others) == (set(), [])
+        assert rests == (Rest(0, 2.2, 3.0),)
+
+    def test_what_was_replaced_is_passed_over(self):
+        """Two pieces of one note are one correction."""
+        found = [plain_note(0, 0.0, 0.4, 67), plain_note(0, 0.5, 1.0, 60), plain_note(0, 1.0, 2.0, 65)]
+        held, others, _ = self.after(found, count=2)
+        assert held == {(0, 0.0, 1.0, 60), (0, 1.0, 2.0, 62)}
+        assert others == []
+
+    def test_order(self):
+        notes = [plain_note(0, n, n + 1, 60, -20.0) for n in range(3)]
+        pairs = zip(notes, (3.0, 0.5, 1.5), strict=True)
+        notes = [dataclasses.replace(note, confidence=confidence) for note, confidence in pairs]
+        assert [note.onset for note in listener.most_doubtful(notes)] == [1, 2, 0]
+
+
+def test_corrections_are_compared_with_chance():
+    blind = {"piece": "a", "instruments": (), "notes": 9, "order": "", "count": 0, "sdr": 5.0, "seconds": 9.0}
+    runs, chance = [blind], ((5.5, 6.0, 10.0), (6.5, 7.0, 10.0))
+    for order, figures in (("doubt", (7.0, 8.0, 10.0)), *(("chance", figures) for figures in chance)):
+        pairs = zip((1, 2, 9), figures, strict=True)
+        runs += [blind | {"order": order, "count": count, "sdr": sdr} for count, sdr in pairs]
+    assert corrections.means(runs, "chance") == {"a": [(0, 5.0), (1, 6.0), (2, 6.5), (9, 10.0)]}
+    cells = lambda text: [[c.strip() for c in line.split("|")[1:-1]] for line in text.splitlines()[2:]]
+    assert cells(corrections.gains(runs)) == [["1", "+2.00", "+1.00", "1"], ["2", "+3.00", "+1.50", "1"]]
+    assert cells(corrections.table(runs))[0] == ["a", "doubt", "5.00", "7.00", "8.00", "10.00 (9)"]
+    assert corrections.counts(9) == [1, 2, 4, 9]

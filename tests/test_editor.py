@@ -233,9 +233,9 @@ def test_the_saved_file_is_what_is_shown(view, opened, tmp_path):
     assert (tmp_path / "notes.csv").read_text(encoding="utf-8") == shown
 
 
-def test_the_page_says_the_command(view):
+def test_the_page_says_the_command(view, opened):
     assert view.value("document.getElementById('command').textContent") == (
-        "jaxsep separate duet.wav --notes notes.csv --notes-are held -o OUT"
+        f"jaxsep separate duet.wav --from {opened[1].name} --notes notes.csv -o OUT"
     )
 
 

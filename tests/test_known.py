@@ -50,8 +50,8 @@ def score(error=0.0, seed=0, octave=0):
     return Score(notes, ["low", "high"])
 
 
-def known(notes, everywhere=True):
-    return known_tones(notes, TIMES, recording(), AXIS, everywhere=everywhere)
+def known(notes, everywhere=True, **edge):
+    return known_tones(notes, TIMES, recording(), AXIS, everywhere=everywhere, **edge)
 
 
 # ---- What notes say of a frame ----------------------------------------------------------------------------
@@ -123,6 +123,8 @@ def test_bound_where_a_note_sounds_for_sure_or_a_rest_is():
     assert not bound[TIMES < 0.6].any()
     assert bound[(TIMES > 0.75) & (TIMES < 1.05), 0].all()
     np.testing.assert_array_equal(bound[:, 1], (TIMES >= 1.0) & (TIMES < 1.5))
+    firm = known(notes, everywhere=False, edge=0.03).bound
+    assert firm[(TIMES > 0.64) & (TIMES < 1.16), 0].all()
     only_rests = known(dataclasses.replace(notes, notes=[]), everywhere=False)
     assert (
         notes_of(

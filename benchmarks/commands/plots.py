@@ -5,7 +5,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from benchmarks.commands import blasso, neural, peers, tradeoff
+from benchmarks.commands import blasso, corrections, neural, peers, tradeoff
 from benchmarks.commands.suite import per_frame
 from benchmarks.common import PICTURES, RESULTS
 from benchmarks.machine import NAMES
@@ -15,6 +15,7 @@ __all__ = ["draw_suite", "main"]
 #: Results with a picture of their own: the part of the document that it shows, and what draws it.
 _PARTS = {
     "blasso": ("grid", blasso.draw),
+    "corrections": ("runs", corrections.draw),
     "neural": ("runs", neural.draw),
     "peers": ("runs", peers.draw),
     "tradeoff": ("runs", tradeoff.draw),

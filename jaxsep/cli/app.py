@@ -30,6 +30,7 @@ from jaxsep.cli.options import (
     given_options,
     notes_given,
     separation_settings,
+    settings_from,
     with_settings,
 )
 from jaxsep.cli.process import (
@@ -135,6 +136,15 @@ def separate(
         Literal[*NOTES_ARE],
         typer.Option("--notes-are", help="all: nothing is searched, but how the notes sound."),
     ] = NOTES_ARE[0],
+    earlier: Annotated[
+        Path | None,
+        typer.Option(
+            "--from",
+            metavar="EARLIER",
+            help="Folder of a run on MIX, whose notes.csv is corrected in --notes: with its settings, only "
+            "what the corrections touch is searched again.",
+        ),
+    ] = None,
     shard: Annotated[
         str | None,
         typer.Option(
@@ -221,12 +231,17 @@ def separate(
             raise ValueError(f"{option}: expected with one recording, got {len(mixtures)}.")
     neural = method == "neural"
     known = notes_given(notes, notes_are, align, num_instruments, given)
+    if neural:
+        settings = getattr(NeuralSettings, preset)()
+    elif earlier is not None:
+        settings, known = settings_from(earlier, known, options, given), known and known._replace(are="held")
+    else:
+        settings = separation_settings(method, options, fast, given)
     work = Work(
-        settings=getattr(NeuralSettings, preset)()
-        if neural
-        else separation_settings(method, options, fast, given),
+        settings=settings,
         num_instruments=num_instruments or known.score.num_instruments,
         notes=known,
+        earlier=earlier,
         backend=Backend(device, cache, no_cache),
         audio=audio_format(file_format, bits),
         seed=seed,
@@ -240,7 +255,7 @@ def separate(
     )
     jobs = [Job(mixtures[0], output)] if alone else plan(mixtures, output, shard)
     for job in jobs:
-        check_outside(job.folder, *mixtures, notes, dictionary, checkpoint, *reference)
+        check_outside(job.folder, *mixtures, notes, earlier, dictionary, checkpoint, *reference)
     if alone:
         _work_on(jobs[0], work, as_json)
     else:

@@ -15,6 +15,7 @@ from jaxsep.report.page import write_page as write_page
 from jaxsep.report.plots import overview
 from jaxsep.report.spectrograms import spectrogram_figure as spectrogram_figure
 from jaxsep.results.document import evaluation_document as evaluation_document
+from jaxsep.results.read import read_earlier
 from jaxsep.results.write import write_results as write_results
 from jaxsep.separation import neural, separate
 from jaxsep.separation.result import Separation
@@ -71,10 +72,13 @@ def _options(
     seed: int,
     progress: Progress,
     notes: Notes | None = None,
+    earlier: Path | None = None,
 ) -> dict[str, Any]:
-    """Arguments that all methods have, and notes if there are any; the dictionary is a file."""
+    """Arguments that all methods have, and notes if there are any; what is given beside them are files."""
     known = None if dictionary is None else Dictionary.load(dictionary)
     options = {"settings": settings, "dictionary": known, "progress": progress, "key": jax.random.key(seed)}
     if notes is not None:
         options |= {"notes": notes.score, "notes_are": notes.are, "align": notes.align}
+    if earlier is not None:
+        options["earlier"] = read_earlier(earlier)
     return options

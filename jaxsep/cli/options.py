@@ -12,6 +12,7 @@ from typer.core import TyperCommand
 from jaxsep.audio import FORMATS
 from jaxsep.notes.reading import read_notes
 from jaxsep.notes.score import Score
+from jaxsep.results.schema import read_document
 from jaxsep.separation.settings import METHODS, SeparationSettings
 
 __all__ = [
@@ -31,6 +32,7 @@ __all__ = [
     "given_options",
     "notes_given",
     "separation_settings",
+    "settings_from",
     "with_settings",
 ]
 
@@ -83,7 +85,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print the JSON document an
 #: Methods to which an option belongs that is none of the settings; the others belong to all.
 _METHODS = {
     **dict.fromkeys(["fast", "part"], METHODS),
-    **dict.fromkeys(["notes", "notes_are", "align"], ("pursuit",)),
+    **dict.fromkeys(["notes", "notes_are", "align", "earlier"], ("pursuit",)),
     **dict.fromkeys(["preset", "minutes", "checkpoint", "resume"], ("neural",)),
 }
 
@@ -209,6 +211,42 @@ def notes_given(
             f"--instruments: expected at least the {score.num_instruments} of {path}, got {num_instruments}."
         )
     return Notes(path.name, score, notes_are, align)
+
+
+#: What an earlier run has decided, or makes needless.
+_DECIDED = ("hop", "tones_per_instrument", "search", "fast", "align", "dictionary")
+
+
+def settings_from(
+    earlier: Path, notes: Notes | None, options: dict[str, Any], given: set[str]
+) -> SeparationSettings:
+    """The settings of an earlier run, but for the given options; refuses those that it leaves no choice.
+
+    Arguments:
+        earlier: its folder.
+        notes: that are known, which there must be.
+        options: values by the names of the fields.
+        given: names of the options that are not defaults.
+    """
+    if notes is None:
+        raise ValueError("--from: expected with --notes, its notes.csv as they were corrected.")
+    if "notes_are" in given and notes.are != "held":
+        raise ValueError(f"--from: expected notes that are held, got --notes-are {notes.are}.")
+    for name in _DECIDED:
+        if name in given:
+            option = name if name not in _fields() else _fields()[name].metadata["option"].split()[0][2:]
+            raise ValueError(f"--{option}: expected without --from, whose run has decided it.")
+    document = read_document(earlier)
+    try:
+        settings = SeparationSettings(**document["settings"])
+        sound = document["input"]["samples"] / document["input"]["sample_rate"] > 0
+    except (KeyError, TypeError, ValueError, ArithmeticError):
+        settings, sound = None, False
+    if not sound or settings.method != "pursuit" or settings.search != "full":
+        raise ValueError(f"--from: expected the folder of a full search by this version, got {earlier}.")
+    flags = {name for name, field in _fields().items() if field.type is bool}
+    changed = {name: not value if name in flags else value for name, value in options.items()}
+    return dataclasses.replace(settings, **{name: changed[name] for name in changed if name in given})
 
 
 def audio_format(name: str, bits: int | None) -> tuple[str, str]:

@@ -44,6 +44,7 @@ class Work:
     - `part`: seconds of a recording beyond which it is separated in parts; `None` for never.
     - `dictionary`: file to use instead of learning.
     - `notes`: that are known of the recording.
+    - `earlier`: folder of an earlier run, of which the notes are corrections.
     - `audio`: suffix of the tracks, and their sample format.
     - `report`: whether to write a page, with figures if there are `references`.
     - `skip`: whether a folder that has these results already is left as it is.
@@ -59,6 +60,7 @@ class Work:
     part: float | None = None
     dictionary: Path | None = None
     notes: Notes | None = None
+    earlier: Path | None = None
     report: bool = False
     references: list[Path] = field(default_factory=list)
     skip: bool = False
@@ -96,6 +98,8 @@ class Work:
         source: dict[str, Any] = {"file": recording.path.name, "dictionary": name}
         if self.notes is not None:
             source |= {"notes": self.notes.file, "notes_are": self.notes.are, "align": self.notes.align}
+        if self.earlier is not None:
+            source["from"] = self.earlier.resolve().name
         if self.part is not None:
             source["longest_part_s"] = self.part
         if self.skip:
@@ -147,4 +151,6 @@ class Work:
     def _request(self, progress):
         fields = ("settings", "dictionary", "seed")
         request = {name: getattr(self, name) for name in fields} | {"progress": progress}
-        return request if self.notes is None else request | {"notes": self.notes}
+        if self.notes is not None:
+            request |= {"notes": self.notes}
+        return request if self.earlier is None else request | {"earlier": self.earlier}

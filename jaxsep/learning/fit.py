@@ -89,8 +89,8 @@ def fit_timbre(
         objective: the lifted loss.
         spectra: magnitudes with a peak of about 1.
         tones: of every frame, `[frames, slots]`.
-        dictionary: its harmonics, whatever the pitch, begin; they stay beside those at each pitch, and are
-            those of instruments that do not play.
+        dictionary: its harmonics at each pitch begin, or if it has none, those whatever the pitch; the latter
+            stay beside those at each pitch, and are those of instruments that do not play.
         stiffness: what ties the harmonics at neighbouring pitches together, relative to how much the tones
             say about those at one pitch.
 
@@ -106,6 +106,8 @@ def fit_timbre(
     number, pitches, axis = dictionary.num_instruments, _PITCHES, objective.axis
     rows = np.repeat(np.asarray(dictionary.harmonics)[:, None], pitches, axis=1)
     places = axis.to_hz(jnp.linspace(0, axis.num_bins - 1, pitches, dtype=rows.dtype))
+    if dictionary.by_pitch is not None and np.allclose(dictionary.pitches, places):
+        rows = np.array(dictionary.by_pitch)
     start = Dictionary(dictionary.harmonics, jnp.asarray(rows), places)
     own = np.eye(number)[np.asarray(tones.instrument)]
     mixing = own[..., None] * np.asarray(start.shares(tones, axis))[..., None, :]
@@ -143,25 +145,24 @@ def _fit(objective, spectra, tones, mixing, rows, ties, max_steps):
     lift, (number, size) = objective.lift, rows.shape
     sum_over_frames = _sum_over_frames(objective, spectra, tones, mixing)
     roots = np.maximum(rows.astype(np.float64), _LEAST) ** lift
-    _, hessian, _ = sum_over_frames(roots)
-    curvature = np.diagonal(hessian).reshape(number, size)
+    here = sum_over_frames(roots)
+    curvature = np.diagonal(here[1]).reshape(number, size)
     free = curvature.reshape(-1) > 0
     # A tie pulls as hard as the tones of an average row.
     strength = np.sum(curvature, axis=0) / max(1, np.count_nonzero(np.any(curvature > 0, axis=1)))
     penalty = np.einsum("kl,hg->khlg", ties, np.diag(strength)).reshape(number * size, number * size)
     free |= np.diagonal(penalty) > 0
 
-    def evaluate(roots):
-        loss, hessian, gradient = sum_over_frames(roots.reshape(number, size))
+    def with_ties(roots, loss, hessian, gradient):
         pull = penalty @ roots
         return loss + 0.5 * roots @ pull, hessian + penalty, gradient + pull
 
     roots, least, damping = roots.reshape(-1), _LEAST**lift, _DAMPING
-    loss, hessian, gradient = evaluate(roots)
+    loss, hessian, gradient = with_ties(roots, *here)
     for _ in range(max_steps):
         moved = np.maximum(roots + _step(roots, hessian, gradient, damping, least), least)
         trial = np.where(free, moved, roots)
-        new = evaluate(trial)
+        new = with_ties(trial, *sum_over_frames(trial.reshape(number, size)))
         if new[0] >= loss:
             damping *= _GROW
             continue

@@ -14,10 +14,11 @@ from jaxsep.notes.reading import read_score
 from jaxsep.notes.score import default_name
 from jaxsep.results.schema import read_document
 from jaxsep.results.tones import read_tones
+from jaxsep.separation.found import Earlier
 from jaxsep.tones.dictionary import Dictionary
 from jaxsep.tones.tones import Tones
 
-__all__ = ["Results", "read_results"]
+__all__ = ["Results", "read_earlier", "read_results"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,24 +64,38 @@ def read_results(folder: Path) -> Results:
                 f"{folder / name} has another rate, length or number of channels than the mixture."
             )
         stems.append(samples)
-    dictionary = Dictionary.load(folder / "dictionary.npz")
-    if dictionary.num_instruments != len(stems):
-        raise ValueError(
-            f"{folder / 'dictionary.npz'} has {dictionary.num_instruments} instruments, "
-            f"expected {len(stems)}, as there are stems."
-        )
-    spacing = document["frame_spacing_s"]
-    num_frames = 1 + int(np.ceil(mixture.shape[1] / sample_rate / spacing))
-    tones = read_tones(folder / "tones.csv", spacing, num_frames, len(stems))
-    times = np.arange(num_frames) * spacing
+    dictionary, tones, times, listed = _found(folder, document, mixture.shape[1] / sample_rate)
     names = document.get("names") or [default_name(number) for number in range(len(stems))]
-    score = read_score(folder / "notes.csv")
-    if score.num_instruments > len(stems):
-        raise ValueError(
-            f"{folder / 'notes.csv'} has {score.num_instruments} instruments, "
-            f"expected at most {len(stems)}, as there are stems."
-        )
-    curves = follow_notes(score.notes, tones, times, dictionary)
-    pairs = zip(score.notes, curves, strict=True)
+    curves = follow_notes(listed, tones, times, dictionary)
+    pairs = zip(listed, curves, strict=True)
     notes = [dataclasses.replace(note, times=curve.times, bend=curve.bend) for note, curve in pairs]
     return Results(document, mixture, np.stack(stems), sample_rate, tones, times, dictionary, names, notes)
+
+
+def read_earlier(folder: Path) -> Earlier:
+    """Reads what a later separation of the same recording takes over; raises what `read_results` does."""
+    document = read_document(folder)
+    about = document["input"]
+    dictionary, tones, times, notes = _found(folder, document, about["samples"] / about["sample_rate"])
+    return Earlier.read(tones, times, dictionary, notes)
+
+
+def _found(folder, document, duration):
+    """Dictionary, tones with the times of their frames, and notes."""
+    number = len(document["stems"])
+    dictionary = Dictionary.load(folder / "dictionary.npz")
+    if dictionary.num_instruments != number:
+        raise ValueError(
+            f"{folder / 'dictionary.npz'} has {dictionary.num_instruments} instruments, "
+            f"expected {number}, as there are stems."
+        )
+    spacing = document["frame_spacing_s"]
+    num_frames = 1 + int(np.ceil(duration / spacing))
+    tones = read_tones(folder / "tones.csv", spacing, num_frames, number)
+    score = read_score(folder / "notes.csv")
+    if score.num_instruments > number:
+        raise ValueError(
+            f"{folder / 'notes.csv'} has {score.num_instruments} instruments, "
+            f"expected at most {number}, as there are stems."
+        )
+    return dictionary, tones, np.arange(num_frames) * spacing, score.notes

@@ -1,6 +1,5 @@
 """What a separation leaves in its folder."""
 
-import dataclasses
 import re
 from collections.abc import Iterable, Sequence
 from contextlib import contextmanager
@@ -13,16 +12,15 @@ import soundfile
 from jaxsep.audio import FORMATS
 from jaxsep.files import AudioError, native, write_reason
 from jaxsep.notes.formats import write_note_files
-from jaxsep.notes.note import Note
-from jaxsep.notes.notes import find_notes, follow_notes
 from jaxsep.notes.score import default_name
 from jaxsep.results.document import separation_document
 from jaxsep.results.frames import write_frames
 from jaxsep.results.schema import to_json
 from jaxsep.results.tones import write_tones
+from jaxsep.separation.found import notes_of
 from jaxsep.separation.result import Separation
 
-__all__ = ["Tracks", "notes_of", "stem_name", "write_results"]
+__all__ = ["Tracks", "stem_name", "write_results"]
 
 
 def write_results(
@@ -57,28 +55,6 @@ def write_results(
     write_note_files(folder, notes_of(separation), separation.names)
     (folder / "separation.json").write_text(to_json(document), encoding="utf-8")
     return document
-
-
-def notes_of(separation: Separation) -> list[Note]:
-    """The notes of a separation: those that were all known before, or else those that its tones form."""
-    played = separation.tones, separation.times, separation.dictionary
-    known = separation.known
-    if known is not None and known.notes_are == "all":
-        return follow_notes(known.score.notes, *played)
-    return [
-        dataclasses.replace(note, confidence=_confidence(note, separation)) for note in find_notes(*played)
-    ]
-
-
-def _confidence(note, separation):
-    """The mean over the note's frames, where no frame is surer than enough."""
-    during = (separation.times >= note.onset) & (separation.times < note.offset)
-    values = np.minimum(separation.confidence[during], _ENOUGH)
-    return float(values.mean()) if values.size and not np.isnan(values).any() else None
-
-
-#: Confidence at which a frame is as sure as can be.
-_ENOUGH = 3.0
 
 
 def stem_name(instrument: int, name: str) -> str:

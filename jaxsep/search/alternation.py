@@ -22,14 +22,14 @@ from jaxsep.search.voices import VoiceModel, Voices
 from jaxsep.tones.dictionary import NUM_HARMONICS, Dictionary
 from jaxsep.tones.tones import Tones
 
-__all__ = ["Alternation", "Finder", "SearchResult"]
+__all__ = ["EDGES", "RINGING", "Alternation", "Finder", "SearchResult", "strict"]
 
 #: Finds the tones of every frame by itself: from a fit, spectra and harmonics; calls its last argument after
 #: each chunk of frames.
 Finder = Callable[[ToneFit, np.ndarray, Array, Callable[[], None]], Hypotheses]
 
 #: Distances, in frames, over which notes may ring on in the last round.
-_RINGING = (1, 2, 4, 8, 16, 32)
+RINGING = (1, 2, 4, 8, 16, 32)
 
 #: How much more a tone costs in the round with all frames.
 _STRICT = 3.0
@@ -38,7 +38,7 @@ _STRICT = 3.0
 _LINES = 0.25
 
 #: Costs in the last round: the notes are known, and only their edges are sought.
-_EDGES = VoiceModel(register=0.0, crossing=0.0, change=0.05, sounding=0.0, ringing=0.1)
+EDGES = VoiceModel(register=0.0, crossing=0.0, change=0.05, sounding=0.0, ringing=0.1)
 
 
 class SearchResult(eqx.Module):
@@ -173,7 +173,7 @@ class Alternation(eqx.Module):
 
         # What was wrong at first made the loss, and with it the costs, larger than they should be.
         scale = max(float(state.found.loss.mean()) + noise, LEAST_SCALE)
-        frames = _Frames(model, dry, self.spans, spacing, _strict(self.voices), scale, tick, begin, known)
+        frames = _Frames(model, dry, self.spans, spacing, strict(self.voices), scale, tick, begin, known)
         # A given dictionary sounds from here on as it was learned.
         dictionary = state.dictionary if self.learn else dictionaries[0]
         state = frames.refitted(
@@ -331,13 +331,13 @@ class _Frames(eqx.Module):
         wide = state.arranged(self.model.tones_per_instrument + 1)
         number = wide.dictionary.num_instruments
         voices = self.costs(wide)
-        edges = dataclasses.replace(voices, model=jax.tree.map(jnp.float32, _EDGES))
-        near = from_neighbours(wide.tones, number, _RINGING)
-        offers = itertools.chain(near, without(wide.tones), ringing(wide.tones, number, _RINGING))
+        edges = dataclasses.replace(voices, model=jax.tree.map(jnp.float32, EDGES))
+        near = from_neighbours(wide.tones, number, RINGING)
+        offers = itertools.chain(near, without(wide.tones), ringing(wide.tones, number, RINGING))
         return self.explore(wide, edges, map(self.bound, offers)), voices
 
 
-def _strict(voices):
+def strict(voices):
     """Costs by which a tone must be worth more: what is right by now, is."""
     of = lambda v: v.model.sounding if isinstance(v, Voices) else v.sounding
     return eqx.tree_at(of, voices, _STRICT * of(voices))

@@ -20,7 +20,7 @@ from jaxsep.search.voices import VoiceModel, Voices
 from jaxsep.tones.dictionary import NUM_HARMONICS, Dictionary
 from jaxsep.tones.tones import Tones
 
-__all__ = ["GivenNotes", "heard_dictionary"]
+__all__ = ["GivenNotes", "fitted", "heard_dictionary", "refitted"]
 
 
 class GivenNotes(eqx.Module):
@@ -73,7 +73,7 @@ class GivenNotes(eqx.Module):
             dictionary = heard_dictionary(*few, number, model.objective.axis)
             dictionary = self._in_turns(model, *few, known.every(self.stride), dictionary)
         advance("")
-        found = _refitted(model, spectra, dictionary, tones)
+        found = refitted(model, spectra, dictionary, tones)
         scale = max(float(found.loss.mean()), LEAST_SCALE)
         trace = []
 
@@ -88,10 +88,10 @@ class GivenNotes(eqx.Module):
 
         found = explored(found, limit).found
         if learn:
-            dictionary, tones = _fitted(model, spectra, found.tones, dictionary)
+            dictionary, tones = fitted(model, spectra, found.tones, dictionary)
             if self.timbre:
                 dictionary = fit_timbre(model.objective, spectra, tones, dictionary)
-            found = _refitted(model, spectra, dictionary, tones)
+            found = refitted(model, spectra, dictionary, tones)
         advance("")
         last = explored(found, limit + 1)
         if learn and self.timbre:
@@ -104,8 +104,8 @@ class GivenNotes(eqx.Module):
     def _in_turns(self, model, spectra, tones, known, dictionary):
         """The dictionary that suits the notes as they are listed."""
         for _ in range(self.turns):
-            tones = known.bind(_refitted(model, spectra, dictionary, tones).tones)
-            dictionary, tones = _fitted(model, spectra, tones, dictionary)
+            tones = known.bind(refitted(model, spectra, dictionary, tones).tones)
+            dictionary, tones = fitted(model, spectra, tones, dictionary)
         return dictionary
 
     def _offers(self, tones, number) -> Iterator[Tones]:
@@ -143,7 +143,9 @@ def heard_dictionary(
     return Dictionary(jnp.asarray(rows))
 
 
-def _fitted(model, spectra, tones, dictionary):
+def fitted(
+    model: ToneFit, spectra: Float[np.ndarray, "frames bins"], tones: Tones, dictionary: Dictionary
+) -> tuple[Dictionary, Tones]:
     """The dictionary of least loss at the tones, with a peak of 1, and the tones that go with it."""
     rows = np.asarray(fit_dictionary(model.objective, spectra, tones, dictionary.plain).harmonics)
     peak = rows.max(axis=1)
@@ -152,7 +154,10 @@ def _fitted(model, spectra, tones, dictionary):
     return Dictionary(jnp.asarray(rows / peak[:, None])), eqx.tree_at(lambda t: t.amplitude, tones, louder)
 
 
-def _refitted(model, spectra, dictionary, tones):
+def refitted(
+    model: ToneFit, spectra: Float[np.ndarray, "frames bins"], dictionary: Dictionary, tones: Tones
+) -> Hypotheses:
+    """The tones refined, in their slots."""
     slots = tones.capacity // dictionary.num_instruments
     found = refit(model, spectra, dictionary, tones)
     return Hypotheses(arrange(found.tones, dictionary.num_instruments, slots), found.loss)

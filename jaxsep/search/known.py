@@ -120,6 +120,7 @@ def known_tones(
     axis: LogAxis,
     *,
     everywhere: bool,
+    edge: float = _EDGE,
 ) -> Known:
     """What notes say of the tones in every frame of a recording.
 
@@ -133,11 +134,12 @@ def known_tones(
         axis: of the spectra.
         everywhere: whether nothing but the notes sounds; otherwise an instrument is bound where it has one
             for sure, or a rest.
+        edge: seconds by which a note may begin later than it is listed, and end earlier.
     """
     notes = _merged(score.notes)
     places = _places(notes, times, spectra, axis)
     onset, offset = (np.array([getattr(note, name) for note in notes]) for name in ("onset", "offset"))
-    edge = np.minimum(_EDGE, _PART * (offset - onset))
+    edge = np.minimum(edge, _PART * (offset - onset))
     may = _during(times, onset - _EDGE, offset + _RING)
     listed, must = _during(times, onset, offset), _during(times, onset + edge, offset - edge)
     instrument = np.array([note.instrument for note in notes], np.int32)

@@ -103,7 +103,7 @@ class Separation(eqx.Module):
 
         Each has the `confidence` of the search.
         """
-        return _later("results.write", "notes_of")(self)
+        return _later("separation.found", "notes_of")(self)
 
     def plot(self) -> "Figure":
         """The picture of `overview`, which a notebook shows; `savefig` writes it to a file."""

@@ -19,6 +19,7 @@ from jaxsep.notes.score import Score
 from jaxsep.progress import Progress, listener
 from jaxsep.search.voices import VoiceModel
 from jaxsep.separation.chunks import ANALYSIS_RATE, Spectra
+from jaxsep.separation.found import Earlier, check_earlier
 from jaxsep.separation.result import Separation, check_notes, check_request, level_of
 from jaxsep.separation.settings import NOTES_ARE, SeparationSettings
 from jaxsep.separation.stages import Part, Stages
@@ -44,6 +45,7 @@ def separate(
     notes: Score | None = None,
     notes_are: str = NOTES_ARE[0],
     align: bool = False,
+    earlier: Separation | Earlier | None = None,
     settings: SeparationSettings = SeparationSettings(),
     voices: VoiceModel = VoiceModel(),
     dictionary: Dictionary | None = None,
@@ -67,6 +69,8 @@ def separate(
             silent. `"start"`: the search begins there, and may change all.
         align: whether the notes are at another tempo, and first brought to the times of the recording
             (`align_notes`).
+        earlier: a separation of this very recording, with the same hop. Its tones and dictionary begin, and
+            it is searched only where the notes, which are `"held"`, are others than it found.
         settings: options.
         voices: what notes have in common, for the full search.
         dictionary: instruments learned from another recording; without one they are learned from this.
@@ -79,7 +83,8 @@ def separate(
     spectra for each second besides the samples: `separate_parts` is for hours.
 
     Raises: `ValueError` for samples that are not finite, silent, or shorter than a window (0.256 s), for a
-    dictionary whose number of instruments is not `num_instruments`, and for notes that are no part of it.
+    dictionary whose number of instruments is not `num_instruments`, for notes that are no part of it, and for
+    an earlier separation of something else.
 
     Example:
         >>> mixture, stems, rate = jaxsep.demo_recording()
@@ -94,12 +99,18 @@ def separate(
     sample_rate, num_instruments = check_request(samples, sample_rate, num_instruments, dictionary)
     duration = samples.shape[-1] / sample_rate
     known = check_notes(notes, notes_are, num_instruments, np.inf if align else duration, settings)
+    if isinstance(earlier, Separation):
+        earlier = Earlier.of(earlier)
     stages, level = Stages(settings, progress), level_of(samples)
     part = Part.whole((np.atleast_2d(samples) / level).astype(np.float32), sample_rate)
+    if earlier is not None:
+        num_frames = stages.stft.num_frames(part.analysed.shape[1])
+        check_earlier(earlier, known, num_instruments, num_frames, settings, dictionary)
+        earlier = earlier.quieter(level)
     spectra = stages.spectra(part.analysed)
     if align and known is not None:
         known = known._replace(score=stages.aligned(spectra, known.score).within(duration))
-    survey = stages.survey(spectra, num_instruments, dictionary, voices, key, known)
+    survey = stages.survey(spectra, num_instruments, dictionary, voices, key, known, earlier)
     found = stages.explain(part, spectra, survey)
     found = eqx.tree_at(lambda s: s.stems, found, found.stems.reshape(num_instruments, *samples.shape))
     return dataclasses.replace(found.louder(level), mixture=samples.astype(np.float32))

@@ -24,11 +24,13 @@ from jaxsep.progress import Progress, listener
 from jaxsep.pursuit.loss import LiftedLoss
 from jaxsep.pursuit.recording import pursue
 from jaxsep.pursuit.tone_pursuit import TonePursuit
+from jaxsep.search.again import SearchAgain
 from jaxsep.search.alternation import Alternation, Finder, SearchResult
 from jaxsep.search.given import GivenNotes, heard_dictionary
 from jaxsep.search.known import known_tones
 from jaxsep.search.voices import VoiceModel, Voices
 from jaxsep.separation.chunks import ANALYSIS_RATE, Spectra, log_spectra, resynthesise
+from jaxsep.separation.found import Earlier
 from jaxsep.separation.result import KnownNotes, Separation
 from jaxsep.separation.settings import SeparationSettings
 from jaxsep.signal.axes import LogAxis
@@ -42,6 +44,9 @@ __all__ = ["Clock", "Part", "Stages", "Survey"]
 
 #: Seconds of notes that teach what their instrument sounds like.
 _TEACHES = 1.0
+
+#: Seconds by which the edges of a note that was found, or put right by ear and eye, may be wrong.
+_CORRECTED = 0.03
 
 #: How far apart in seconds frames offer each other their tones.
 _SPANS = (0.01, 0.02, 0.06, 0.13, 0.26)
@@ -81,6 +86,7 @@ class Survey(NamedTuple):
     - `voices`: what notes have in common; `Voices` are those of this recording.
     - `peak`: largest value of the spectra, by which they are divided; 0 where nothing has a pitch.
     - `notes`: that are known of it.
+    - `earlier`: what was found in it before, if only what the notes change is searched.
     """
 
     num_instruments: int
@@ -90,6 +96,7 @@ class Survey(NamedTuple):
     voices: VoiceModel | Voices
     peak: float
     notes: KnownNotes | None = None
+    earlier: Earlier | None = None
 
 
 class Stages:
@@ -129,22 +136,22 @@ class Stages:
         voices: VoiceModel,
         key: PRNGKeyArray,
         notes: KnownNotes | None = None,
+        earlier: Earlier | None = None,
     ) -> Survey:
         """What is given, or told by notes; dictionaries are learned from samples if asked for."""
         peak = float(spectra.pitched.max())
         known = lambda *dictionaries, learn=True, losses=(): Survey(
             num_instruments, dictionaries, learn, losses, voices, peak, notes
         )
+        if earlier is not None:
+            return known(earlier.dictionary)._replace(earlier=earlier)
         if dictionary is not None:
             return known(dictionary if self.settings.timbre else dictionary.plain, learn=False)
         if not peak > 0:
             return known()
         if notes is not None:
-            return (
-                known()
-                if notes.notes_are == "all"
-                else known(self._heard(spectra.pitched / peak, notes.score))
-            )
+            heard = notes.notes_are != "all" and self._heard(spectra.pitched / peak, notes.score)
+            return known(heard) if heard else known()
         if not self.settings.num_learned:
             return known()
         learner = DictionaryLearner(
@@ -178,31 +185,14 @@ class Stages:
         with self.clock("pursuit"):
             if survey.notes is not None and survey.notes.notes_are == "all":
                 return self._at_notes(spectra, survey)
-            more, model = {}, self._model(survey.notes)
-            if survey.notes is not None:
-                score, known = survey.notes.score, functools.partial(self._known, spectra, everywhere=False)
-                more["begin"] = known(score).as_listed()
-                if survey.notes.notes_are == "held":
-                    held = [note for note in score.notes if note.held]
-                    held = dataclasses.replace(score, notes=held)
-                    more["known"] = known(held) if held.notes or held.rests else None
             if self.settings.search == "greedy":
                 return self._greedy(spectra, survey.dictionaries[0].plain)
-            alternation = Alternation(
-                survey.voices,
-                self.settings.rounds,
-                spans=_spans(self.settings.hop),
-                learn=survey.learn,
-                timbre=self.settings.timbre,
-            )
-            total = alternation.num_steps(len(survey.dictionaries))
-            starts = survey.dictionaries or survey.num_instruments
-            with self.progress.stage("finding the tones", total) as advance:
-                spacing = self.settings.hop / ANALYSIS_RATE
-                more["dry"] = foreground(spectra, spacing)
-                # With the square root as lift.
-                more["noise"] = 0.5 * float(heard.noise.mean()) / survey.peak
-                return alternation(model, spectra, starts, spacing, advance, find=self._finder, **more)
+            # The lift is a square root, so that half of what noise adds up to is its loss.
+            noise = 0.5 * float(heard.noise.mean()) / survey.peak
+            dry = foreground(spectra, self.settings.hop / ANALYSIS_RATE)
+            among = {"dry": dry, "noise": noise, **self._notes(spectra, survey)}
+            find = self._fully if survey.earlier is None else self._again
+            return find(self._model(survey.notes, survey.earlier), spectra, survey, among)
 
     def explain(self, part: Part, spectra: Spectra, survey: Survey) -> Separation:
         """Everything that is found in a part of which the spectra are given."""
@@ -233,16 +223,19 @@ class Stages:
             return functools.partial(decompose, alpha=self.settings.alpha)
         return pursue
 
-    def _model(self, notes: KnownNotes | None):
+    def _model(self, notes: KnownNotes | None, earlier: Earlier | None = None):
         """How tones are fitted, in as many slots as the instruments play at a time."""
         most = self.settings.tones_per_instrument
-        most = most if notes is None else max(most, notes.score.polyphony())
+        if notes is not None:
+            # Notes that were found, and merely ring on beside the next, had a place before.
+            score = notes.score if earlier is None else _held(notes.score)
+            most = max(most, score.polyphony())
         return _with_tolerance(TonePursuit(LiftedLoss(self.axis), most), 1e-4)
 
-    def _known(self, spectra, score, everywhere):
+    def _known(self, spectra, score, **options):
         """What notes say of every frame of a whole recording."""
         times = np.arange(len(spectra)) * self.settings.hop / ANALYSIS_RATE
-        return known_tones(score, times, spectra, self.axis, everywhere=everywhere)
+        return known_tones(score, times, spectra, self.axis, **options)
 
     def _at_notes(self, spectra, survey):
         """The tones of notes that are all."""
@@ -252,6 +245,44 @@ class Stages:
         dictionary = None if survey.learn else survey.dictionaries[0]
         with self.progress.stage("fitting the notes", fit.num_steps) as advance:
             return fit(model, spectra, known, dictionary, advance)
+
+    def _notes(self, spectra, survey):
+        """The notes with which a search begins, and those that stay."""
+        if survey.notes is None:
+            return {}
+        score, known = survey.notes.score, functools.partial(self._known, spectra, everywhere=False)
+        if survey.earlier is not None:
+            known = functools.partial(known, edge=_CORRECTED)
+        held = _held(score)
+        stay = survey.notes.notes_are == "held" and (held.notes or held.rests)
+        return {"begin": known(score).as_listed(), "known": known(held) if stay else None}
+
+    def _fully(self, model, spectra, survey, among):
+        """Everything searched."""
+        settings, starts = self.settings, survey.dictionaries or survey.num_instruments
+        search = Alternation(
+            survey.voices,
+            settings.rounds,
+            spans=_spans(settings.hop),
+            learn=survey.learn,
+            timbre=settings.timbre,
+        )
+        total, spacing = search.num_steps(len(survey.dictionaries)), settings.hop / ANALYSIS_RATE
+        with self.progress.stage("finding the tones", total) as advance:
+            return search(model, spectra, starts, spacing, advance, find=self._finder, **among)
+
+    def _again(self, model, spectra, survey, among):
+        """What an earlier separation found, searched where the notes are others."""
+        settings, earlier = self.settings, survey.earlier
+        touched = earlier.touched(survey.notes.score)
+        search = SearchAgain(
+            survey.voices, max(1, settings.rounds), spans=_spans(settings.hop), timbre=settings.timbre
+        )
+        tones = earlier.in_bins(self.axis, survey.peak)
+        with self.progress.stage("finding the tones", search.num_steps) as advance:
+            found = search(model, spectra, tones, earlier.dictionary, touched, advance=advance, **among)
+        confidence = np.where(touched, found.confidence, earlier.confidence)
+        return eqx.tree_at(lambda f: f.confidence, found, confidence)
 
     def _heard(self, spectra, score):
         """The dictionary that is heard at notes; one sound for all whom they hardly teach."""
@@ -319,6 +350,10 @@ def _nothing(num_frames, survey):
     tones = jax.tree.map(np.asarray, Tones.empty((num_frames, number), np.float32))
     sure = np.full(num_frames, np.inf, np.float32)
     return SearchResult(tones, np.zeros(num_frames, np.float32), dictionary, (0.0,), sure)
+
+
+def _held(score):
+    return dataclasses.replace(score, notes=[note for note in score.notes if note.held])
 
 
 def _spans(hop):

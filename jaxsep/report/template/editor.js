@@ -79,7 +79,7 @@ function select(note, follows = true) {
 
 /** What correcting a note can be worth: the doubt, by how long and how loud it is. */
 const worth = (note) => note.held || note.confidence === null ? 0
-  : Math.max(0, 2 - note.confidence) * (note.offset - note.onset) * 10 ** (Math.max(note.level, -60) / 40);
+  : Math.max(0, 2 - note.confidence) * (note.offset - note.onset) * 10 ** (Math.max(note.level, -60) / 20);
 const doubts = () => data.notes.filter((note) => worth(note) > 0).sort((a, b) => worth(b) - worth(a));
 
 function nextDoubtful() {
@@ -299,3 +299,9 @@ for (const [id, action] of Object.entries({
   edit: () => edit(!editing),
   sine: () => controls.sine.setAttribute("aria-pressed", !sines()),
 })) controls[id].addEventListener("click", action);
+
+// ---- The command names the folder in which the page lies ----
+
+const lies = location.protocol === "file:" ? decodeURIComponent(location.pathname).split("/").at(-2) : "";
+if (lies) document.getElementById("folder").textContent =
+  /^\w[\w.,+@-]*$/.test(lies) ? lies : `'${lies.replaceAll("'", "'\\''")}'`;

@@ -1,0 +1,164 @@
+"""A recording that was searched before, searched again where corrections of its notes touch it."""
+
+import dataclasses
+import itertools
+from collections.abc import Callable, Iterator
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Bool, Float
+
+from jaxsep.learning.fit import fit_timbre
+from jaxsep.pursuit.refinement import ToneFit
+from jaxsep.search.alternation import EDGES, RINGING, SearchResult, strict
+from jaxsep.search.given import fitted, refitted
+from jaxsep.search.hypotheses import LEAST_SCALE, Exploration, cheapest, explore, moves
+from jaxsep.search.known import Known
+from jaxsep.search.moves import arrange, from_neighbours, ringing, without
+from jaxsep.search.voices import VoiceModel
+from jaxsep.tones.dictionary import Dictionary
+from jaxsep.tones.tones import Tones
+
+__all__ = ["SearchAgain"]
+
+#: Tones that are offered to some frames, from the frames with their tones, instruments and dictionary.
+_Offer = Callable[[Float[np.ndarray, "frames bins"], Tones, int, Dictionary], Iterator[Tones]]
+
+
+class SearchAgain(eqx.Module):
+    """Minimises the cost C of `VoiceModel` where it is touched, from what was found before.
+
+    1. Where it is touched, the listed notes take the place of what was found; all frames together teach the
+       dictionary, as they do after each of the rounds.
+    2. Rounds as those with all frames of `Alternation`, in which only touched frames are offered others.
+    3. Its last round, likewise: notes may ring on.
+
+    Arguments:
+        voices: the costs beyond P1's loss.
+        rounds: at least 1.
+        stride: distance of the frames that teach the dictionary.
+        spans: distances, in frames, over which frames offer each other their tones.
+        timbre: whether the harmonics may change with the pitch.
+    """
+
+    voices: VoiceModel = VoiceModel()
+    rounds: int = eqx.field(static=True, default=2)
+    stride: int = eqx.field(static=True, default=2)
+    spans: tuple[int, ...] = eqx.field(static=True, default=(1, 2, 6, 12, 24))
+    timbre: bool = eqx.field(static=True, default=True)
+
+    @property
+    def num_steps(self) -> int:
+        """How often `advance` is called."""
+        return self.rounds + 2
+
+    def __call__(
+        self,
+        model: ToneFit,
+        spectra: Float[np.ndarray, "frames bins"],
+        tones: Tones,
+        dictionary: Dictionary,
+        touched: Bool[np.ndarray, " frames"],
+        *,
+        dry: Float[np.ndarray, "frames bins"],
+        noise: float = 0.0,
+        begin: Known,
+        known: Known | None = None,
+        advance: Callable[[str], None] = lambda note: None,
+    ) -> SearchResult:
+        """Tones and dictionary of a recording.
+
+        Arguments:
+            model: how tones are fitted.
+            spectra: log-frequency magnitudes, peak about 1.
+            tones: `[frames, any]`, that were found before.
+            dictionary: that they were found with.
+            touched: where to search.
+            dry: the spectra without what only rings on (`foreground`).
+            noise: mean loss of a frame by noise that the spectra are without (`Alternation`).
+            begin: the notes as they are listed now.
+            known: those that stay as they are.
+            advance: hears of every step.
+
+        Returns: what explains the recording; the confidence is infinite where nothing was offered.
+        """
+        number, limit = dictionary.num_instruments, model.tones_per_instrument
+        bound = (lambda tones: tones) if known is None else known.bind
+        before = arrange(tones, number, limit + 1)
+        now = _where(touched, arrange(begin.sounding(limit), number, limit), arrange(tones, number, limit))
+        dictionary, found = self._suited(model, dry, bound(now), dictionary)
+        advance("")
+        scale, trace = max(float(found.loss.mean()) + noise, LEAST_SCALE), []
+
+        def explored(spectra, found, voices, offer) -> Exploration:
+            done = _explored(model, spectra, found, dictionary, voices, offer, touched, known)
+            trace.append(done.cost)
+            advance(f"cost {done.cost:.3f}")
+            return done
+
+        costs = lambda found: strict(self.voices).fit(found.tones, number, limit, model.objective.axis, scale)
+        small = lambda spectra, tones, number, dictionary: moves(
+            model, spectra, dictionary.harmonics, tones, self.spans
+        )
+        for _ in range(self.rounds):
+            searched = explored(dry, found, costs(found), small)
+            dictionary, found = self._suited(model, dry, searched.found.tones, dictionary)
+        wide = _where(touched, arrange(found.tones, number, limit + 1), before)
+        found = refitted(model, spectra, dictionary, bound(wide))
+        voices = costs(found)
+        edges = dataclasses.replace(voices, model=jax.tree.map(jnp.float32, EDGES))
+        found = explored(spectra, found, edges, _edges).found
+        if self.timbre:
+            few, some = jax.tree.map(lambda x: x[:: self.stride], (spectra, found.tones))
+            dictionary = fit_timbre(model.objective, few, some, dictionary)
+        return SearchResult(found.tones, found.loss, dictionary, tuple(trace), searched.confidence, voices)
+
+    def _suited(self, model, spectra, tones, dictionary):
+        """The dictionary that suits given tones, and the tones refined with it."""
+        few, some = jax.tree.map(lambda x: x[:: self.stride], (spectra, tones))
+        some = refitted(model, few, dictionary, some).tones
+        plain, louder = fitted(model, few, some, dictionary)
+        if self.timbre:
+            # What is known of it begins, if anything is, in units of these tones.
+            known = dictionary.by_pitch is not None
+            begin = eqx.tree_at(lambda d: d.harmonics, dictionary, plain.harmonics) if known else plain
+            plain = fit_timbre(model.objective, few, some if known else louder, begin)
+        return plain, refitted(model, spectra, plain, tones)
+
+
+def _edges(spectra, tones, number, dictionary):
+    """Other beginnings and ends of notes."""
+    del spectra, dictionary
+    near = from_neighbours(tones, number, RINGING)
+    return itertools.chain(near, without(tones), ringing(tones, number, RINGING))
+
+
+def _explored(model, spectra, found, dictionary, voices, offer, touched, known) -> Exploration:
+    """As `explore`, where it is touched; the frame on either side stays, so that the path joins."""
+    rows = np.flatnonzero(np.convolve(touched, np.ones(3), "same") > 0)
+    confidence = np.full(touched.size, np.inf, np.float32)
+    if rows.size:
+        here, inside = jax.tree.map(lambda x: x[rows], found), touched[rows, None]
+        known = None if known is None else known.at(rows)
+        bound = (lambda tones: tones) if known is None else known.bind
+        offers = map(bound, offer(spectra[rows], here.tones, dictionary.num_instruments, dictionary))
+        offers = (eqx.tree_at(lambda t: t.active, tones, tones.active & inside) for tones in offers)
+        holds = None if known is None else known.holds
+        done = explore(model, spectra[rows], dictionary, here, voices, offers, holds)
+        found = jax.tree.map(lambda old, new: _put(old, rows, new), found, done.found)
+        confidence[rows] = done.confidence
+    alone = jax.tree.map(lambda x: x[:, None], found)
+    return Exploration(found, float(cheapest(voices, alone).cost) / touched.size, confidence)
+
+
+def _put(old, rows, new):
+    changed = np.array(old)
+    changed[rows] = new
+    return changed
+
+
+def _where(touched, new, old):
+    """Some tones where it is touched, others elsewhere."""
+    return jax.tree.map(lambda x, y: np.where(touched[:, None], x, y), new, old)
