@@ -1,5 +1,6 @@
 """What a separation leaves in its folder."""
 
+import dataclasses
 import re
 from collections.abc import Iterable, Sequence
 from contextlib import contextmanager

@@ -150,8 +150,8 @@ class Stages:
         if not peak > 0:
             return known()
         if notes is not None:
-            heard = notes.notes_are != "all" and self._heard(spectra.pitched / peak, notes.score)
-            return known(heard) if heard else known()
+            all_known = notes.notes_are == "all"
+            return known() if all_known else known(self._heard(spectra.pitched / peak, notes.score))
         if not self.settings.num_learned:
             return known()
         learner = DictionaryLearner(
