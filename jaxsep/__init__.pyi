@@ -46,10 +46,12 @@ from jaxsep.pursuit.refinement import (
 )
 from jaxsep.pursuit.tone_pursuit import TonePursuit as TonePursuit
 from jaxsep.blasso.patterns import Patterns as Patterns
+from jaxsep.blasso.spikes import Spikes as Spikes
 from jaxsep.blasso.projection import Projection as Projection
 from jaxsep.blasso.certificate import alpha_max as alpha_max
 from jaxsep.blasso.lasso import BeurlingLasso as BeurlingLasso
-from jaxsep.blasso.support import support as support
+from jaxsep.blasso.support import debias as debias, support as support
+from jaxsep.blasso.path import LassoPath as LassoPath, lasso_path as lasso_path
 from jaxsep.learning.learner import DictionaryLearner as DictionaryLearner
 from jaxsep.learning.restarts import learn_dictionaries as learn_dictionaries
 from jaxsep.learning.fit import fit_dictionary as fit_dictionary, fit_timbre as fit_timbre

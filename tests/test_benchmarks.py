@@ -16,11 +16,12 @@ from typer.testing import CliRunner
 
 import benchmarks.commands
 from benchmarks import common, listener
-from benchmarks.commands import ablation, corrections, notes, selection, speed
+from benchmarks.commands import ablation, corrections, notes, selection, speed, spikes
 from benchmarks.commands.artificial import cosine, make_learner, seen_frames
 from benchmarks.commands.corpus import oracle_stems
 from benchmarks.commands.evidence import cost
 from benchmarks.pitches import sounding_in_rests
+from benchmarks.spike_solvers import Measure, polyatomic_frank_wolfe, sliding_frank_wolfe
 from benchmarks.workloads import random_tones
 from jaxsep.notes.note import Note
 from jaxsep.notes.score import Rest, plain_note
@@ -387,3 +388,36 @@ def test_corrections_are_compared_with_chance():
     assert cells(corrections.gains(runs)) == [["1", "+2.00", "+1.00", "1"], ["2", "+3.00", "+1.50", "1"]]
     assert cells(corrections.table(runs))[0] == ["a", "doubt", "5.00", "7.00", "8.00", "10.00 (9)"]
     assert corrections.counts(9) == [1, 2, 4, 9]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", spikes.KINDS)
+def test_solvers_of_spikes_agree(name, x64):
+    """Two independent methods, and a grid that is a little worse; the shapes are those of the patterns."""
+    kind = spikes.KINDS[name](1)
+    problem, (ours,) = kind.problems[0], spikes.jaxsep_solver(kind, 0, together=False)()
+    theirs = sliding_frank_wolfe(problem, problem.grid(1 / 4), 1e-6)
+    coarse = polyatomic_frank_wolfe(problem, problem.grid(1), 1e-3)
+    atoms, slopes = problem.atoms(ours.position, ours.pattern)
+    wanted = kind.patterns.atoms(jnp.asarray(ours.position), jnp.asarray(ours.pattern))
+    np.testing.assert_allclose(atoms, wanted[0], atol=1e-7)
+    np.testing.assert_allclose(slopes, wanted[1], atol=1e-5)
+
+    def value(found):
+        residual = problem.signal - found.mass @ problem.atoms(found.position, found.pattern)[0]
+        return 0.5 * residual @ residual + problem.alpha * np.abs(found.mass).sum()
+
+    assert spikes.certified_gap(kind, problem, ours) <= 1e-6
+    assert spikes.certified_gap(kind, problem, theirs) <= 2e-6
+    assert spikes.certified_gap(kind, problem, coarse) > 1e-4
+    assert value(theirs) == pytest.approx(value(ours), rel=3e-6)
+    assert value(coarse) > value(ours)
+    nothing = Measure(np.empty(0), np.empty(0), np.empty(0, int))
+    assert spikes.certified_gap(kind, problem, nothing) > 0.1
+
+
+def test_the_table_of_solvers_of_spikes():
+    row = {"spikes": 10.0, "gap": 1e-7, "largest gap": 2e-7, "solved": 3, "problems": 4}
+    rows = [{"solver": "a", "seconds": 0.01, **row}, {"solver": "b", "seconds": 0.1, **row}]
+    cells = [cell.strip() for cell in spikes.table(rows).splitlines()[-1].split("|")]
+    assert cells[1:-1] == ["b", "100.0", "10", "10.0", "1.0e-07", "2.0e-07", "3 of 4"]

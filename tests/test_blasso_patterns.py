@@ -171,3 +171,42 @@ def test_impossible_patterns(change, message):
     arguments = {"functions": [bump], "num_bins": BINS, "support": (-15.0, 15.0)} | change
     with pytest.raises(ValueError, match=message):
         Patterns.from_functions(**arguments)
+
+
+# ---- Fourier coefficients ---------------------------------------------------------------------------------
+
+
+def test_patterns_of_fourier_coefficients_are_their_sums(dtype):
+    rng = np.random.default_rng(5)
+    coefficients = rng.standard_normal((2, 9)) + 1j * rng.standard_normal((2, 9))
+    coefficients[:, 0] = coefficients[:, 0].real
+    kind = jnp.complex64 if dtype == np.float32 else jnp.complex128
+    patterns = Patterns.from_fourier(jnp.asarray(coefficients, kind), 30)
+    assert patterns.table.dtype == dtype
+    shifts, rows = np.array([0.0, 3.25, 29.9]), np.array([0, 1, 1])
+    found = patterns.atoms(jnp.asarray(shifts, dtype), jnp.asarray(rows, jnp.int32))
+    wave = np.exp(2j * np.pi * np.arange(9) * (np.arange(30) - shifts[:, None])[..., None] / 30)
+    weight = np.where(np.arange(9) > 0, 2, 1) / 30
+    turn = -2j * np.pi * np.arange(9) / 30
+    for order in range(3):
+        wanted = np.sum(wave * (weight * coefficients[rows] * turn**order)[:, None], axis=2).real
+        np.testing.assert_allclose(found[order], wanted, atol=1e-3 if dtype == np.float32 else 1e-6)
+
+
+def test_measured_coefficients_are_a_signal_of_the_patterns(x64):
+    weights = jnp.asarray(1 / (1 + np.arange(11)) + 0j)
+    patterns = Patterns.from_fourier(weights[None], 21)
+    measured = weights * jnp.exp(-2j * jnp.pi * jnp.arange(11) * 7.3 / 21)
+    atom = patterns.atoms(jnp.array([7.3]), jnp.array([0]))[0][0]
+    np.testing.assert_allclose(jnp.fft.irfft(measured, 21), atom, atol=1e-8)
+
+
+@pytest.mark.parametrize(("count", "bins", "oversampling"), [(0, 21, 9), (12, 21, 9), (3, 21, 0), (2, 1, 9)])
+def test_fourier_coefficients_that_no_signal_has(count, bins, oversampling):
+    with pytest.raises(ValueError, match="coefficients: expected 1 to"):
+        Patterns.from_fourier(jnp.ones((1, count), jnp.complex64), bins, oversampling=oversampling)
+
+
+def test_too_little_oversampling_for_the_highest_frequency():
+    with pytest.raises(ValueError, match="oversampling: expected an error of the highest frequency below"):
+        Patterns.from_fourier(jnp.ones((1, 11), jnp.complex64), 21, oversampling=3)

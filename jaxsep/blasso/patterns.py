@@ -107,6 +107,48 @@ class Patterns(eqx.Module):
         return patterns
 
     @classmethod
+    def from_fourier(
+        cls,
+        coefficients: Complex[Array, "patterns frequencies"],
+        num_bins: int,
+        *,
+        oversampling: int = 10,
+    ) -> "Patterns":
+        """Patterns on a circle given by their Fourier coefficients, for measures known by some of theirs.
+
+        Measurements `y_k = c_k Σ_j m_j exp(-2πi k x_j / num_bins)`, k = 0, 1, …, of a real measure become
+        the signal `jnp.fft.irfft(y, num_bins)`, whose patterns these are: c_k = 1 for an ideal low pass.
+
+        Arguments:
+            coefficients: c_k of k = 0, 1, …, the highest below num_bins / 2; those of -k are conjugated.
+            num_bins: N; the circle has this length, whatever its unit.
+            oversampling: ρ ≥ 1.
+
+        Raises: `ValueError` for more coefficients than the bins hold, or too little oversampling for the
+        highest.
+
+        Example:
+            >>> low_pass = jaxsep.Patterns.from_fourier(jnp.ones((1, 11), complex), num_bins=21)
+            >>> measured = jnp.exp(-2j * jnp.pi * jnp.arange(11) * 7.3 / 21)  # one spike at 7.3
+            >>> signal = jnp.fft.irfft(measured, 21)
+            >>> found = jaxsep.Projection(max_spikes=4)(low_pass, signal[None], 0.1)
+            >>> round(float(found.spikes.position[found.spikes.active][0]), 2)
+            7.3
+        """
+        count = coefficients.shape[1]
+        if not 1 <= count <= (num_bins + 1) // 2 or num_bins < 2 or oversampling < 1:
+            raise ValueError(
+                "coefficients: expected 1 to (num_bins + 1) // 2 frequencies, num_bins >= 2 and oversampling"
+                f" >= 1, got {count} with num_bins={num_bins} and oversampling={oversampling}"
+            )
+        dtype = jnp.real(coefficients).dtype
+        turns = 2 * np.pi * np.arange(count) / num_bins
+        _check_waves(turns[-1], oversampling, dtype)
+        shifted = jnp.asarray(np.exp(-1j * _nodes(oversampling)[:, None] * turns), coefficients.dtype)
+        table = jnp.fft.irfft(coefficients[:, None] * shifted, num_bins).astype(dtype)
+        return _patterns(table, num_bins, 0, (0, num_bins - 1), True)
+
+    @classmethod
     @eqx.filter_jit
     def from_dictionary(
         cls,
@@ -282,14 +324,19 @@ def _tabulate(shape, num_bins, reach, shifts, circle, oversampling, dtype):
         turns = -(-span // num_bins)
         padded = jnp.pad(table, ((0, 0), (0, 0), (0, turns * num_bins - span)))
         table = jnp.sum(padded.reshape(*table.shape[:2], turns, num_bins), axis=2)
-    size = _transform_size(num_bins, reach[0], table.shape[2], shifts, circle)
+    return _patterns(table, num_bins, reach[0], shifts, circle)
+
+
+def _patterns(table, num_bins, first_offset, shifts, circle):
+    """Patterns of a table, with its transforms."""
+    size = _transform_size(num_bins, first_offset, table.shape[2], shifts, circle)
     transforms = jnp.conj(jnp.fft.rfft(table[:, :-1], size))
     return Patterns(
         table=table,
-        transforms=transforms.astype(jnp.result_type(dtype, jnp.complex64)),
-        scale=jnp.ones(table.shape[0], dtype),
+        transforms=transforms.astype(jnp.result_type(table.dtype, jnp.complex64)),
+        scale=jnp.ones(table.shape[0], table.dtype),
         num_bins=num_bins,
-        first_offset=reach[0],
+        first_offset=first_offset,
         shifts=shifts,
         circle=circle,
     )
@@ -325,6 +372,20 @@ def _check(shape, reach, oversampling, dtype):
                 f"functions: expected an error below {limit:.0e} with oversampling={oversampling}, got "
                 f"{error[number] / size[number]:.1e} in pattern {number}, which changes too fast"
             )
+
+
+def _check_waves(turn, oversampling, dtype):
+    """Refuses a polynomial degree that does not follow waves of so many radians per bin."""
+    nodes = _nodes(oversampling)
+    between = (nodes[1:] + nodes[:-1]) / 2
+    weights = np.asarray(_weights(jnp.asarray(between, dtype), oversampling)[0])
+    error = np.abs(weights @ np.exp(1j * turn * nodes) - np.exp(1j * turn * between)).max()
+    limit = 1e-4 if dtype == jnp.float32 else 1e-7
+    if error > limit:
+        raise ValueError(
+            f"oversampling: expected an error of the highest frequency below {limit:.0e}, got {error:.1e} "
+            f"with oversampling={oversampling}"
+        )
 
 
 def _nodes(degree):

@@ -36,6 +36,11 @@ class Spikes(eqx.Module):
     - `pattern`: row of the patterns.
     - `sign`: 1, or -1 where the measures have a sign.
     - `active`: whether the slot holds a spike.
+
+    Example:
+        >>> spikes = jaxsep.Spikes.empty((1, 4))  # one frame, four free slots
+        >>> print(spikes.mass)
+        [[0. 0. 0. 0.]]
     """
 
     amplitude: Float[Array, "*frames spikes"]
@@ -50,11 +55,15 @@ class Spikes(eqx.Module):
         zero = jnp.zeros(shape, dtype)
         return cls(zero, zero, jnp.zeros(shape, jnp.int32), zero + 1, jnp.zeros(shape, bool))
 
+    @property
+    def mass(self) -> Float[Array, "*frames spikes"]:
+        """`sign · amplitude`, 0 in free slots."""
+        return jnp.where(self.active, self.sign * self.amplitude, 0)
+
 
 def synthesise(patterns: Patterns, spikes: Spikes) -> Float[Array, "patterns bins"]:
     """The sources `u_i = ψ_i ∗ ν_i` of one frame."""
-    mass = jnp.where(spikes.active, spikes.sign * spikes.amplitude, 0)
-    shapes = patterns.atoms(spikes.position, spikes.pattern)[0]
+    shapes, mass = patterns.atoms(spikes.position, spikes.pattern)[0], spikes.mass
     rows = jax.nn.one_hot(spikes.pattern, patterns.num_patterns, dtype=mass.dtype) * mass[:, None]
     return dot(rows.T, shapes)
 

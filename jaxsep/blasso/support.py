@@ -1,4 +1,4 @@
-"""The support of a decomposition as tones: where the certificate attains ±α, with amplitudes free of bias."""
+"""The support of a decomposition, where the certificate attains ±α: amplitudes free of bias, and tones."""
 
 import jax
 import jax.numpy as jnp
@@ -10,10 +10,47 @@ from jaxsep.numerics.adjoint import Adjoint, Implicit, freeze
 from jaxsep.pursuit.loss import power
 from jaxsep.tones.tones import Tones
 
-__all__ = ["spikes_as_tones", "support"]
+__all__ = ["debias", "spikes_as_tones", "support"]
 
 #: Newton steps; the support is a good start.
 _STEPS = 30
+
+
+def debias(
+    patterns: Patterns,
+    signals: Float[Array, "frames bins"],
+    spikes: Spikes,
+    *,
+    adjoint: Adjoint = Implicit(),
+) -> Spikes:
+    """The same spikes without the penalty: amplitudes by least squares, with the positions refined locally.
+
+    The penalty α makes all amplitudes too small, and moves what overlaps. Without it, and with no more than
+    the given spikes, both are those of the best fit nearby. A spike that would change its sign is dropped.
+
+    Arguments:
+        patterns: the shapes.
+        signals: b.
+        spikes: measures, with or without a sign, `[frames, spikes]`.
+        adjoint: how the fit is differentiated, by patterns and signals.
+
+    Returns: `[frames, spikes]`.
+
+    Example:
+        >>> bump = lambda distance: jnp.exp(-0.5 * (distance / 2) ** 2)
+        >>> patterns = jaxsep.Patterns.from_functions([bump], num_bins=40, support=(-12.0, 12.0))
+        >>> signal = -bump(jnp.arange(40.0) - 20.25)[None]
+        >>> spikes = jaxsep.Projection(signed=True, max_spikes=4)(patterns, signal, 0.35).spikes
+        >>> fitted = jaxsep.debias(patterns, signal, spikes)
+        >>> [round(float(jnp.sum(x.mass)), 1) for x in (spikes, fitted)]
+        [-0.9, -1.0]
+    """
+
+    shapes, targets, start = freeze((patterns, signals, spikes))
+    free = jnp.zeros(signals.shape[0], signals.dtype)
+    fit = lambda frame: slide(shapes, *frame, num_steps=_STEPS)
+    found = jax.lax.map(fit, (targets, free, start))
+    return differentiable_spikes(found.spikes, found.residual, patterns, signals, free, adjoint)[0]
 
 
 def support(
@@ -24,10 +61,7 @@ def support(
     lift: float = 1.0,
     adjoint: Adjoint = Implicit(),
 ) -> Tones:
-    """Tones at the spikes: amplitudes by nonnegative least squares, with the positions refined locally.
-
-    The penalty α makes all amplitudes too small, and moves what overlaps. Without it, and with no more than
-    the given spikes, both are those of the best fit nearby. A spike that does not help is dropped.
+    """Tones at the spikes of nonnegative measures, as `debias` fits them.
 
     Arguments:
         patterns: the shapes.
@@ -48,12 +82,7 @@ def support(
         >>> [round(float(jnp.max(x.amplitude)), 1) for x in (spikes, tones)]
         [0.9, 1.0]
     """
-
-    shapes, targets, start = freeze((patterns, signals, spikes))
-    free = jnp.zeros(signals.shape[0], signals.dtype)
-    fit = lambda frame: slide(shapes, *frame, num_steps=_STEPS)
-    found = jax.lax.map(fit, (targets, free, start))
-    fitted, _ = differentiable_spikes(found.spikes, found.residual, patterns, signals, free, adjoint)
+    fitted = debias(patterns, signals, spikes, adjoint=adjoint)
     return jax.vmap(lambda spikes: spikes_as_tones(patterns, spikes, lift=lift))(fitted)
 
 

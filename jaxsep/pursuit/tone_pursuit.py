@@ -45,7 +45,7 @@ class TonePursuit(ToneFit):
     """Few tones that explain each spectrum (P1, sparse pursuit).
 
     In each round the tone that correlates best with the lifted residual joins, all tones are refined, the
-    quietest beyond `tones_per_instrument` are dropped and the rest refined again; the round counts when the
+    quietest beyond the tones per instrument are dropped and the rest refined again; the round counts when the
     residual's norm falls below `improvement` times what it was, and else the frame is finished.
 
     Frames run side by side in lanes that never wait for each other. In round k a frame has at most k tones,
