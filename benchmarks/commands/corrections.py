@@ -22,7 +22,7 @@ from benchmarks.common import (
     scores,
 )
 from benchmarks.listener import corrected, most_doubtful, played_by
-from jaxsep.metrics import sdr_sir_sar_gain
+from jaxsep.metrics.bss_eval import sdr_sir_sar_gain
 from jaxsep.notes.score import Score
 from jaxsep.separation.found import notes_of
 from jaxsep.separation.separate import separate
