@@ -145,6 +145,28 @@ class TestMusicInNoise:
             assert np.all(height > 0.5 * found.max() / number)
 
 
+@pytest.mark.slow
+def test_noise_does_not_pump():
+    """Between the partials every stem has its share of the noise, who ever plays."""
+    noise = 0.03 * pink(0)
+    found = jaxsep.separate(
+        melody() + noise, RATE, 2, settings=SeparationSettings(hop=1024), key=jax.random.key(0)
+    )
+    frequency = np.fft.rfftfreq(TIMES.size, 1 / RATE)
+    between = (frequency > 2050) & (frequency < 2200)  # no multiple of 330 or 392 Hz
+    steady = [1, 2, 3, 6, 7, 8, 11, 12, 13]  # fifths of a second in which nothing begins or ends
+
+    def level(sound):
+        band = np.fft.irfft(np.fft.rfft(sound) * between, TIMES.size)
+        return 10 * np.log10([np.mean(piece**2) for piece in np.array_split(band, 15)])[steady]
+
+    assert np.mean(found.tones.active.any(axis=1)) > 0.5
+    for stem in found.stems:
+        share = level(stem) - level(noise)
+        np.testing.assert_allclose(share, -6, atol=3)
+        assert np.std(share) < 1.5
+
+
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_level_is_that_of_the_noise(dtype):
     """Rayleigh magnitudes have their parameter; a few loud partials do not change it."""
