@@ -102,8 +102,8 @@ class TestRule:
 
     def test_struck_again(self):
         dip = lambda depth: lambda t: 0.2 * 10 ** (-depth * np.exp(-(((t - 1.0) / 0.04) ** 2)) / 20)
-        assert len(found((0, 0.2, 1.8, 72, dip(2)))) == 1
-        first, second = found((0, 0.2, 1.8, 72, dip(8)))
+        assert len(found((0, 0.2, 1.8, 72, dip(4)))) == 1
+        first, second = found((0, 0.2, 1.8, 72, dip(16)))
         assert second.onset == pytest.approx(1.0 - NoteRule().lead, abs=SPACING)
         assert first.offset == pytest.approx(1.0, abs=SPACING)
 

@@ -44,15 +44,15 @@ class NoteRule:
     memory: float = setting(0.06, "time in which the pitch of a note follows its tones, in seconds.", least=0)
     max_gap: float = setting(0.08, "longest pause within a note, in seconds.", least=0)
     dip: float = setting(
-        4.0, "fall and rise of the level that begin another note at the same pitch, in dB.", least=0
+        8.0, "fall and rise of the level that begin another note at the same pitch, in dB.", least=0
     )
     dip_time: float = setting(0.4, "how long the fall and the rise may take together, in seconds.", least=0)
-    rise: float = setting(12.0, "how far below the level that a note soon reaches it begins, in dB.", least=0)
+    rise: float = setting(20.0, "how far below the level that a note soon reaches it begins, in dB.", least=0)
     lead: float = setting(0.02, "how long before the end of a dip the next note begins, in seconds.", least=0)
     false_start: float = setting(
         0.15, "longest beginning of a note that may be found an octave off, in seconds.", least=0
     )
-    min_length: float = setting(0.06, "shorter notes are left out, in seconds.", least=0)
+    min_length: float = setting(0.08, "shorter notes are left out, in seconds.", least=0)
 
     def __post_init__(self):
         check_settings(self)
