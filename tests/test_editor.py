@@ -24,7 +24,7 @@ def known(count=6):
 def open_page(browser, folder, home, notes):
     separation = noise_separation()
     given = KnownNotes(Score(notes, NAMES), "all")
-    separation = changed(separation, notes=given)
+    separation = changed(separation, known=given)
     write_folder(folder, separation, separation.stems.sum(axis=0))
     results = read_results(folder)
     # As if the second half were doubtful.
