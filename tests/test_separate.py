@@ -343,7 +343,7 @@ def test_another_recording_needs_no_other_program(monkeypatch):
     def trap(*_, **__):
         raise TracedError
 
-    for name in ("log_frequency_spectrogram", "ratio_masks"):
+    for name in ("log_frequency_spectrum", "ratio_masks"):
         monkeypatch.setattr(chunks, name, trap)
     monkeypatch.setattr("jaxsep.pursuit.tone_pursuit.select", trap)
     monkeypatch.setattr("jaxsep.pursuit.recording.refine", trap)
