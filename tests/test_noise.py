@@ -89,6 +89,11 @@ class TestNoiseAlone:
         np.testing.assert_allclose(found.stems, np.stack([noise / 3] * 3), atol=1e-5)
         assert found.dictionary.num_instruments == 3
 
+    def test_is_dropped_where_nothing_is_shared(self):
+        settings = SeparationSettings(hop=1024, share=0.0)
+        found = jaxsep.separate(pink(0), RATE, 2, settings=settings, key=jax.random.key(0))
+        assert not found.stems.any()
+
     def test_in_parts(self, tmp_path):
         jaxsep.write_audio(tmp_path / "noise.wav", pink(0), RATE)
         settings = SeparationSettings(hop=1024)
@@ -143,6 +148,16 @@ class TestMusicInNoise:
             place = round(float(axis.to_bin(jnp.asarray(41.2 * number))))
             height = found[:, place - 1 : place + 2].max(axis=1)
             assert np.all(height > 0.5 * found.max() / number)
+
+
+def test_noise_counts_in_the_costs():
+    """Costs of tones are in units of all that is left unexplained, be it noise."""
+    partial = lambda place: np.exp(-0.5 * ((np.arange(1024.0) - place) / 1.91) ** 2)
+    frames = np.repeat((partial(400.25) + 0.5 * partial(502.65))[None], 4, axis=0).astype(np.float32)
+    start, alternation = jaxsep.Dictionary(jnp.array([[1.0, 0.4]])), jaxsep.Alternation(rounds=1, spans=(1,))
+    find = lambda noise: alternation(jaxsep.TonePursuit(), frames, [start], 0.01, noise=noise)
+    assert float(find(0.0).voices.scale) < 0.01
+    assert float(find(2.0).voices.scale) == pytest.approx(2, abs=0.01)
 
 
 @pytest.mark.slow

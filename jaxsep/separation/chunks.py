@@ -150,7 +150,8 @@ def _stems(excerpt, phases, exist, tones, harmonics, num_instruments, stft, mask
     spectra = jnp.where(exist[:, None], spectra, 0)
     magnitude = jnp.abs(jnp.mean(spectra, axis=0))
     # Nobody's noise is shared evenly, also where somebody plays; else it would come and go with the notes.
-    likely = likely + MEAN_NOISE * noise_level(magnitude) / num_instruments
+    noise = jnp.where(share > 0, MEAN_NOISE * noise_level(magnitude), 0)
+    likely = likely + noise / num_instruments
     masks = ratio_masks(likely, magnitude, share=share)
 
     def stem(mask, magnitude, phase):
