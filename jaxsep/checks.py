@@ -60,6 +60,11 @@ def _wanted(value, kind, *, choices, least, above, below, **_):
         return None if value in choices else " or ".join(map(repr, choices))
     if kind is bool:
         return None if isinstance(value, bool) else "True or False"
+    if kind == int | tuple[int, ...]:
+        each = value if isinstance(value, tuple) and value else (value,)
+        if all(_wanted(one, int, choices=(), least=least, above=above, below=below) is None for one in each):
+            return None
+        return f"an integer of at least {least}, or one for each instrument"
     if kind not in (int, float):
         return None
     number = isinstance(value, int if kind is int else (int, float)) and not isinstance(value, bool)

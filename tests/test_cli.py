@@ -144,6 +144,7 @@ class TestSeparate:
             (["--restarts", 7], "restarts", 7),
             (["--steps", 5, "--restarts", 1], "steps", 5),
             (["--tones", 3], "tones_per_instrument", 3),
+            (["--tones", "1,6"], "tones_per_instrument", (1, 6)),
             (["--search", "greedy"], "search", "greedy"),
             (["--rounds", 0], "rounds", 0),
             (["--no-timbre"], "timbre", False),

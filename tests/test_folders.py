@@ -244,11 +244,25 @@ def invoke(*arguments):
 
 
 def test_an_interrupted_command_goes_on(workers, tmp_path):
-    command = ["corpus", "--folder", tmp_path / "songs", "--keys", "0,1", "--tones", 2, "--method", "blasso"]
+    command = [
+        "corpus",
+        "--folder",
+        tmp_path / "songs",
+        "--keys",
+        "0,1",
+        "--tones",
+        "1,2",
+        "--method",
+        "blasso",
+    ]
     workers.stop = 4
     invoke(*command)
     assert len(workers.calls) == 4
-    assert workers.calls[0]["settings"] == {"search": "full", "method": "blasso", "tones_per_instrument": 2}
+    assert workers.calls[0]["settings"] == {
+        "search": "full",
+        "method": "blasso",
+        "tones_per_instrument": (1, 2),
+    }
     workers.stop = None
     result = invoke(*command)
     assert result.exit_code == 0, result.output

@@ -291,11 +291,12 @@ class TestMidi:
 class TestScore:
     def test_polyphony(self):
         score = lambda *notes: Score([plain_note(*note) for note in notes])
-        assert score((0, 0, 1, 60), (0, 1, 2, 62)).polyphony() == 1
-        assert score((0, 0, 1, 60), (0, 0.5, 2, 62), (0, 0.7, 0.8, 64)).polyphony() == 3
-        assert score((0, 0, 1, 60), (0, 0.5, 2, 60.1)).polyphony() == 1
-        assert score((0, 0, 1, 60), (1, 0, 1, 62)).polyphony() == 1
-        assert Score([], ["flute"]).polyphony() == 1
+        assert score((0, 0, 1, 60), (0, 1, 2, 62)).polyphony() == (1,)
+        assert score((0, 0, 1, 60), (0, 0.5, 2, 62), (0, 0.7, 0.8, 64)).polyphony() == (3,)
+        assert score((0, 0, 1, 60), (0, 0.5, 2, 60.1)).polyphony() == (1,)
+        assert score((0, 0, 1, 60), (1, 0, 1, 62)).polyphony() == (1, 1)
+        assert score((0, 0, 1, 60), (1, 0, 1, 62), (1, 0, 1, 64)).polyphony() == (1, 2)
+        assert Score([], ["flute"]).polyphony() == (1,)
 
     def test_within(self):
         score = Score([plain_note(0, 0, 2, 60), plain_note(1, 3, 4, 60)], rests=[Rest(0, 0.5, 9.0)]).within(

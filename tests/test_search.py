@@ -114,6 +114,11 @@ def test_arrange_gives_each_instrument_its_slots_the_loudest_first():
     np.testing.assert_array_equal(tones.amplitude[0][~tones.active[0]], 0)
 
 
+def test_arrange_gives_each_instrument_as_many_tones_as_it_may_play():
+    tones = arrange(sketch((1, 50, 0.2), (0, 70, 0.1), (1, 90, 0.5), (0, 80, 0.3), (1, 20, 0.3)), 2, (1, 3))
+    assert notes_of(tones) == [(0, 80), (1, 20), (1, 50), (1, 90)]
+
+
 def test_arrange_keeps_tones_of_equal_loudness():
     assert notes_of(arrange(sketch((1, 50, 0.2), (1, 60, 0.2)), 2, 2)) == [(1, 50), (1, 60)]
 

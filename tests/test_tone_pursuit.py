@@ -107,6 +107,17 @@ def test_maximum_polyphony():
     assert_found(result, problem, relative=2e-3, bins=5e-3, inharmonicity=1e-5)
 
 
+def test_each_instrument_has_its_own_polyphony():
+    (problem,) = (p for p in PROBLEMS if p.tones_per_instrument == 2)
+    result = run(problem.spectra, limit=(1, 2))
+    assert result.tones.capacity == 3
+    counts = [np.sum(result.tones.active & (result.tones.instrument == number), axis=1) for number in (0, 1)]
+    assert np.all(counts[0] == 1)
+    assert np.all(counts[1] == 2)
+    with pytest.raises(ValueError, match="tones_per_instrument: expected 2 numbers, one for each"):
+        run(problem.spectra, limit=(1, 2, 2))
+
+
 @pytest.mark.parametrize("problem", MONOPHONIC, ids=lambda problem: problem.name)
 def test_losses_are_as_low_as_the_baseline_s(problem, x64):
     result = rows(solve(np.dtype("float64")), problem)

@@ -65,7 +65,9 @@ def main(
         ),
     ] = "",
     method: Annotated[Literal[*METHODS, "neural"], typer.Option(help="As of jaxsep separate.")] = METHODS[0],
-    tones: Annotated[int, typer.Option(min=1, help="That an instrument may play at a time.")] = 1,
+    tones: Annotated[
+        str, typer.Option(help="That an instrument may play at a time; one number for each, such as 1,6.")
+    ] = "1",
     search: Annotated[str, typer.Option(help="full or greedy.")] = "full",
     seconds: Seconds = None,
     pieces: Pieces = "",
@@ -83,7 +85,7 @@ def main(
     settings = _settings(method, tones, search, quick, options)
     if folder is None and voices:
         raise SystemExit("--voices: expected with --folder, which has them to choose from.")
-    if method == "neural" and tones != 1:
+    if method == "neural" and tones != "1":
         raise SystemExit("--tones: expected with pursuit or blasso, got neural, which has none.")
     names = chosen_pieces(pieces) if folder is None else chosen(folder, voices, pieces)
     names = names[: 1 if quick else None]
@@ -112,7 +114,8 @@ def _settings(method, tones, search, quick, options) -> dict[str, Any]:
         return ({"steps": 3, "imitation": 3} if quick else {}) | json.loads(options)
     chosen = {"search": search, **(_QUICK if quick else {})}
     chosen |= {"method": method} if method != METHODS[0] else {}
-    chosen |= {"tones_per_instrument": tones} if tones != 1 else {}
+    several = tuple(map(int, split_list(tones)))
+    chosen |= {"tones_per_instrument": several if len(several) > 1 else several[0]} if several != (1,) else {}
     return chosen | json.loads(options)
 
 

@@ -18,7 +18,7 @@ from jaxsep.pursuit.loss import LiftedLoss, power
 from jaxsep.pursuit.recording import Hypotheses, refit
 from jaxsep.pursuit.refinement import ToneFit, prune
 from jaxsep.tones.dictionary import Dictionary
-from jaxsep.tones.tones import Tones
+from jaxsep.tones.tones import Polyphony, Tones, polyphony_of
 
 __all__ = ["decompose", "largest_spikes"]
 
@@ -54,7 +54,7 @@ def largest_spikes(
     spectra: Float[np.ndarray, "frames bins"],
     harmonics: Float[Array, "instruments harmonics"],
     alpha: float,
-    tones_per_instrument: int,
+    tones_per_instrument: Polyphony,
     advance: Callable[[], None] = lambda: None,
 ) -> Tones:
     """The spikes alone as tones, as many as may play; `advance` is called after each chunk."""
@@ -74,7 +74,8 @@ def _decompose(objective, patterns, spectra, fraction, tones_per_instrument):
     def loudest(spikes):
         tones = spikes_as_tones(patterns, spikes, lift=objective.lift)
         stays = prune(tones.amplitude, tones.instrument, tones.active, tones_per_instrument)
-        order = jnp.argsort(~stays, stable=True)[: patterns.num_patterns * tones_per_instrument]
+        most = sum(polyphony_of(tones_per_instrument, patterns.num_patterns))
+        order = jnp.argsort(~stays, stable=True)[:most]
         tones = eqx.tree_at(lambda t: t.active, tones, stays)
         tones = jax.tree.map(lambda x: x[order], tones)
         return eqx.tree_at(lambda t: t.amplitude, tones, jnp.where(tones.active, tones.amplitude, 0))

@@ -121,13 +121,25 @@ def _parameter(field):
     name, _, metavar = about["option"].partition(" ")
     text = about["help"] or about["about"]
     text = text if about["choices"] else text[:1].upper() + text[1:]  # a choice keeps its name
-    option = typer.Option(name, metavar=metavar or None, min=about["least"], help=text)
-    kind = Literal[about["choices"]] if about["choices"] else field.type
+    several = field.type == int | tuple[int, ...]
+    limits = {"parser": _numbers} if several else {"min": about["least"]}
+    option = typer.Option(name, metavar=metavar or None, help=text, **limits)
+    kind = int if several else Literal[about["choices"]] if about["choices"] else field.type
     default = field.default if kind is not bool else False  # a flag changes the default
     annotation = Annotated[kind, option]
     return inspect.Parameter(
         field.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation
     )
+
+
+def _numbers(text):
+    """One number, or several with commas between."""
+    try:
+        numbers = tuple(map(int, str(text).split(",")))
+    except ValueError:
+        wanted = "a number, or one for each instrument such as 1,6"
+        raise typer.BadParameter(f"expected {wanted}, got {text!r}.") from None
+    return numbers if len(numbers) > 1 else numbers[0]
 
 
 def given_options(context: Context, method: str) -> set[str]:

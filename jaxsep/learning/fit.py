@@ -26,8 +26,11 @@ _TOLERANCE, _MAX_STEPS = 1e-3, 12
 #: does not.
 _DAMPING, _LEAST_DAMPING, _SHRINK, _GROW = 1e-3, 1e-6, 1 / 4, 4
 
+#: So many frames teach, evenly spaced: neighbours say much the same.
+_ENOUGH = 512
+
 #: A chunk's derivatives are in memory in so many parts.
-_PARTS = 32
+_PARTS = 8
 
 #: Pitches of a timbre: four in an octave. What holds neighbours together, relative to what frames say of one.
 _PITCHES, _STIFFNESS = 41, 0.1
@@ -143,7 +146,9 @@ def _fit(objective, spectra, tones, mixing, rows, ties, max_steps):
         ties: `[rows, rows]`, the matrix of a quadratic penalty on differences of rows.
     """
     lift, (number, size) = objective.lift, rows.shape
-    sum_over_frames = _sum_over_frames(objective, spectra, tones, mixing)
+    every = -(-spectra.shape[0] // _ENOUGH)
+    some = jax.tree.map(lambda x: np.asarray(x)[::every], (spectra, tones, mixing))
+    sum_over_frames = _sum_over_frames(objective, *some)
     roots = np.maximum(rows.astype(np.float64), _LEAST) ** lift
     here = sum_over_frames(roots)
     curvature = np.diagonal(here[1]).reshape(number, size)

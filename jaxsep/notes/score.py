@@ -85,18 +85,19 @@ class Score:
         """Number of instruments, those that do not play included."""
         return len(self.names)
 
-    def polyphony(self) -> int:
-        """Most notes of different keys that one instrument plays at a time; at least 1.
+    def polyphony(self) -> tuple[int, ...]:
+        """Most notes of different keys that each instrument plays at a time; at least 1.
 
         Where a note merely reaches into the next one, by a moment or less than half of either, it counts as
         ended.
         """
-        most = 1
-        for number in range(self.num_instruments):
-            own = sorted((n for n in self.notes if n.instrument == number), key=lambda note: note.onset)
-            for k, note in enumerate(own):
-                beside = [other for other in own[:k] if _together(other, note)]
-                most = max(most, len({round(other.pitch) for other in (*beside, note)}))
+        return tuple(map(self._polyphony, range(self.num_instruments)))
+
+    def _polyphony(self, instrument):
+        most, own = 1, sorted((n for n in self.notes if n.instrument == instrument), key=lambda n: n.onset)
+        for k, note in enumerate(own):
+            beside = [other for other in own[:k] if _together(other, note)]
+            most = max(most, len({round(other.pitch) for other in (*beside, note)}))
         return most
 
     def within(self, duration: float) -> "Score":

@@ -63,7 +63,7 @@ def refit(
     goal = np.full(frames.size, np.inf, spectra.dtype) if goal is None else goal
     order = np.argsort(~np.asarray(tones.active), axis=1, kind="stable")
     tones = jax.tree.map(lambda x: np.take_along_axis(np.asarray(x), order, axis=1), tones)
-    usual = min(dictionary.num_instruments * model.tones_per_instrument, tones.capacity)
+    usual = min(sum(model.polyphony(dictionary.num_instruments)), tones.capacity)
     sizes = _sizes(dictionary.num_instruments, usual, tones.capacity)
     size = np.searchsorted(sizes, np.sum(tones.active, axis=1))
     result = Hypotheses(tones, np.empty(frames.size, spectra.dtype))

@@ -3,13 +3,14 @@
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxsep.numerics.adjoint import Adjoint, Implicit, Problem, freeze, known
 from jaxsep.numerics.dot import dot
 from jaxsep.numerics.lanes import default_lanes, map_frames, queue, run_lanes
 from jaxsep.pursuit.loss import LiftedLoss, power
-from jaxsep.tones.tones import Tones, parameter_bounds, parameters_of
+from jaxsep.tones.tones import Polyphony, Tones, parameter_bounds, parameters_of, polyphony_of
 
 __all__ = [
     "LevenbergMarquardt",
@@ -69,7 +70,8 @@ class ToneFit(eqx.Module):
 
     Arguments:
         objective: the lifted loss and its axis.
-        tones_per_instrument: tones that each instrument may play at a time, at least 1.
+        tones_per_instrument: tones that each instrument may play at a time, at least 1: one number for all,
+            or one for each.
         solver: how the tones are refined.
 
     Example:
@@ -78,12 +80,16 @@ class ToneFit(eqx.Module):
     """
 
     objective: LiftedLoss = LiftedLoss()
-    tones_per_instrument: int = eqx.field(static=True, default=1)
+    tones_per_instrument: Polyphony = eqx.field(static=True, default=1)
     solver: LevenbergMarquardt = LevenbergMarquardt()
 
     def __check_init__(self):
-        if self.tones_per_instrument < 1:
+        if np.min(self.tones_per_instrument) < 1:
             raise ValueError(f"tones_per_instrument: expected at least 1, got {self.tones_per_instrument}")
+
+    def polyphony(self, num_instruments: int) -> tuple[int, ...]:
+        """How many tones each of the instruments may play at a time."""
+        return polyphony_of(self.tones_per_instrument, num_instruments)
 
 
 class Descent(eqx.Module):
@@ -223,13 +229,15 @@ def prune(
     amplitude: Float[Array, " tones"],
     instrument: Int[Array, " tones"],
     active: Bool[Array, " tones"],
-    tones_per_instrument: int,
+    tones_per_instrument: Polyphony,
 ) -> Bool[Array, " tones"]:
     """Which tones stay: for each instrument the largest amplitudes, as many as it may play."""
     slot = jnp.arange(amplitude.shape[0])
     same = (instrument[:, None] == instrument) & active
     larger = (amplitude > amplitude[:, None]) | ((amplitude == amplitude[:, None]) & (slot < slot[:, None]))
-    return active & (jnp.sum(same & larger, axis=1) < tones_per_instrument)
+    most = tones_per_instrument
+    most = most if isinstance(most, int) else jnp.asarray(most)[instrument]
+    return active & (jnp.sum(same & larger, axis=1) < most)
 
 
 class _Job(eqx.Module):
@@ -246,7 +254,7 @@ def refine(
     objective: LiftedLoss,
     *,
     solver: LevenbergMarquardt = LevenbergMarquardt(),
-    tones_per_instrument: int | None = None,
+    tones_per_instrument: Polyphony | None = None,
     frames: Bool[Array, " frames"] | None = None,
     goal: Float[Array, " frames"] | None = None,
 ) -> Refinement:
@@ -298,7 +306,7 @@ def minimise(
     objective: LiftedLoss,
     *,
     solver: LevenbergMarquardt = LevenbergMarquardt(),
-    tones_per_instrument: int | None = None,
+    tones_per_instrument: Polyphony | None = None,
     frames: Bool[Array, " frames"] | None = None,
     goal: Float[Array, " frames"] | None = None,
 ) -> Refinement:

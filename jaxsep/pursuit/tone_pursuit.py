@@ -27,7 +27,7 @@ class PursuitOutcome(eqx.Enumeration):
 class PursuitResult(eqx.Module):
     """Tones of every frame, with what happened.
 
-    - `tones`: `[frames, instruments · tones_per_instrument]`.
+    - `tones`: `[frames, tones]`, as many as all instruments together may play.
     - `loss`: the lifted loss L of each frame at these tones.
     - `initial_loss`: L without any tone.
     - `outcome`: a `PursuitOutcome` for each frame.
@@ -57,7 +57,8 @@ class TonePursuit(ToneFit):
 
     Arguments:
         objective: the lifted loss and its axis.
-        tones_per_instrument: tones that each instrument may play at a time, at least 1.
+        tones_per_instrument: tones that each instrument may play at a time, at least 1: one number for all,
+            or one for each.
         solver: how the tones are refined.
         improvement: β of P1, in (0, 1].
 
@@ -107,7 +108,7 @@ class TonePursuit(ToneFit):
     def _pursue(self, spectra, harmonics, loss, silent):
         num_frames = spectra.shape[0]
         state = _Progress(
-            tones=Tones.empty((num_frames, harmonics.shape[0] * self.tones_per_instrument), spectra.dtype),
+            tones=Tones.empty((num_frames, sum(self.polyphony(harmonics.shape[0]))), spectra.dtype),
             loss=loss,
             live=~silent,
             steps=jnp.zeros(num_frames, jnp.int32),

@@ -84,10 +84,13 @@ class SearchAgain(eqx.Module):
 
         Returns: what explains the recording; the confidence is infinite where nothing was offered.
         """
-        number, limit = dictionary.num_instruments, model.tones_per_instrument
+        number = dictionary.num_instruments
+        most = model.polyphony(number)
+        more = tuple(one + 1 for one in most)
         bound = (lambda tones: tones) if known is None else known.bind
-        before = arrange(tones, number, limit + 1)
-        now = _where(touched, arrange(begin.sounding(limit), number, limit), arrange(tones, number, limit))
+        before = arrange(tones, number, more)
+        listed = arrange(begin.sounding(max(most)), number, most)
+        now = _where(touched, listed, arrange(tones, number, most))
         dictionary, found = self._suited(model, dry, bound(now), dictionary)
         advance("")
         scale, trace = max(float(found.loss.mean()) + noise, LEAST_SCALE), []
@@ -98,14 +101,15 @@ class SearchAgain(eqx.Module):
             advance(f"cost {done.cost:.3f}")
             return done
 
-        costs = lambda found: strict(self.voices).fit(found.tones, number, limit, model.objective.axis, scale)
+        playing = number, model.tones_per_instrument, model.objective.axis, scale
+        costs = lambda found: strict(self.voices).fit(found.tones, *playing)
         small = lambda spectra, tones, number, dictionary: moves(
             model, spectra, dictionary.harmonics, tones, self.spans
         )
         for _ in range(self.rounds):
             searched = explored(dry, found, costs(found), small)
             dictionary, found = self._suited(model, dry, searched.found.tones, dictionary)
-        wide = _where(touched, arrange(found.tones, number, limit + 1), before)
+        wide = _where(touched, arrange(found.tones, number, more), before)
         found = refitted(model, spectra, dictionary, bound(wide))
         voices = costs(found)
         edges = dataclasses.replace(voices, model=jax.tree.map(jnp.float32, EDGES))

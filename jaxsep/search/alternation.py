@@ -17,7 +17,7 @@ from jaxsep.pursuit.refinement import ToneFit
 from jaxsep.search.hypotheses import LEAST_SCALE, Exploration, cheapest, explore, moves, propagate
 from jaxsep.search.known import Known
 from jaxsep.search.moves import arrange, from_neighbours, ringing, without
-from jaxsep.search.streams import Streamed, Streaming, stream
+from jaxsep.search.streams import Streamed, stream
 from jaxsep.search.voices import VoiceModel, Voices
 from jaxsep.tones.dictionary import NUM_HARMONICS, Dictionary
 from jaxsep.tones.tones import Tones
@@ -249,8 +249,7 @@ class _Frames(eqx.Module):
 
     def one_sound(self, find: Finder, number: int, num_harmonics: int) -> _State:
         """All instruments begin alike, and become different by the tracks that go to them."""
-        limit = self.model.tones_per_instrument
-        model = dataclasses.replace(self.model, tones_per_instrument=number * limit)
+        model = dataclasses.replace(self.model, tones_per_instrument=sum(self.model.polyphony(number)))
         alike = eqx.tree_at(lambda frames: frames.model, self, model)
         state = alike.each_alone(find, Dictionary.one_sound(num_harmonics))
         return self.begun(state.tones, state.dictionary, number)
@@ -265,14 +264,12 @@ class _Frames(eqx.Module):
 
     def streamed(self, tones: Tones, dictionary: Dictionary, number: int | None = None) -> Streamed:
         """The tracks of the tones given to the instruments."""
-        number, limit = number or dictionary.num_instruments, self.model.tones_per_instrument
+        polyphony = self.model.polyphony(number or dictionary.num_instruments)
         if self.begin is not None or self.known is not None:
             return Streamed(tones, 0.0, 0.0)  # who plays what is known
-        # A line can be told from a chord, but not the lines within it.
-        costs = Streaming() if limit == 1 else Streaming(overlap=0.0)
-        parts = self.model.objective, self.spectra, tones, dictionary, number, self.spacing, costs
+        parts = self.model.objective, self.spectra, tones, dictionary, polyphony, self.spacing
         streamed = stream(*parts)
-        return streamed._replace(tones=arrange(streamed.tones, number, limit))
+        return streamed._replace(tones=arrange(streamed.tones, len(polyphony), polyphony))
 
     def learned(self, tones: Tones, dictionary: Dictionary) -> _State:
         """The dictionary that suits given tones, at their true pitches, and the tones refined with it."""
@@ -303,9 +300,10 @@ class _Frames(eqx.Module):
         return _State(refit(self.model, self.spectra, dictionary, tones), dictionary).arranged(slots)
 
     def costs(self, state: _State) -> Voices:
-        objective, limit = self.model.objective, self.model.tones_per_instrument
-        number = state.dictionary.num_instruments
-        return self.voices.fit(state.tones, number, limit, objective.axis, self.scale)
+        model, number = self.model, state.dictionary.num_instruments
+        return self.voices.fit(
+            state.tones, number, model.tones_per_instrument, model.objective.axis, self.scale
+        )
 
     def total(self, state: _State) -> float:
         """What a state costs, lines included."""
@@ -328,8 +326,8 @@ class _Frames(eqx.Module):
 
     def ring(self, state: _State) -> tuple[Exploration, Voices]:
         """A last round, in which each instrument has a slot more: notes may ring on beside the next."""
-        wide = state.arranged(self.model.tones_per_instrument + 1)
-        number = wide.dictionary.num_instruments
+        number = state.dictionary.num_instruments
+        wide = state.arranged(tuple(one + 1 for one in self.model.polyphony(number)))
         voices = self.costs(wide)
         edges = dataclasses.replace(voices, model=jax.tree.map(jnp.float32, EDGES))
         near = from_neighbours(wide.tones, number, RINGING)

@@ -66,8 +66,9 @@ class GivenNotes(eqx.Module):
             dictionary: stays as it is, if there is one.
             advance: hears of every step.
         """
-        number, limit, learn = known.bound.shape[1], model.tones_per_instrument, dictionary is None
-        tones = known.sounding(limit)
+        number, learn = known.bound.shape[1], dictionary is None
+        most = model.polyphony(number)
+        tones = arrange(known.sounding(max(most)), number, most)
         if learn:
             few = jax.tree.map(lambda x: x[:: self.stride], (spectra, tones))
             dictionary = heard_dictionary(*few, number, model.objective.axis)
@@ -86,14 +87,14 @@ class GivenNotes(eqx.Module):
             advance(f"cost {done.cost:.3f}")
             return done
 
-        found = explored(found, limit).found
+        found = explored(found, most).found
         if learn:
             dictionary, tones = fitted(model, spectra, found.tones, dictionary)
             if self.timbre:
                 dictionary = fit_timbre(model.objective, spectra, tones, dictionary)
             found = refitted(model, spectra, dictionary, tones)
         advance("")
-        last = explored(found, limit + 1)
+        last = explored(found, tuple(one + 1 for one in most))
         if learn and self.timbre:
             dictionary = fit_timbre(model.objective, spectra, last.found.tones, dictionary)
         voices = self._costs(last.found.tones, number, model, scale)

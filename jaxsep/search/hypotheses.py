@@ -129,12 +129,13 @@ def deepen(
         >>> bool(found.loss[0] <= greedy.loss[0])
         True
     """
-    number, limit, dictionary = harmonics.shape[0], pursuit.tones_per_instrument, Dictionary(harmonics)
+    number, dictionary = harmonics.shape[0], Dictionary(harmonics)
+    most = pursuit.polyphony(number)
     found = pursue(pursuit, spectra, harmonics)
-    found = Hypotheses(arrange(found.tones, number, limit), found.loss)
+    found = Hypotheses(arrange(found.tones, number, most), found.loss)
     for _ in range(rounds):
         scale = max(float(found.loss.mean()), LEAST_SCALE)
-        free = VoiceModel.free().fit(found.tones, number, limit, pursuit.objective.axis, scale)
+        free = VoiceModel.free().fit(found.tones, number, most, pursuit.objective.axis, scale)
         offers = moves(pursuit, spectra, harmonics, found.tones, spans)
         found = explore(pursuit, spectra, dictionary, found, free, offers).found
     return found
@@ -162,12 +163,12 @@ def explore(
 
     Returns: the path's tones with their loss, its cost per frame, and the confidence in each frame.
     """
-    frames, tones = _new(found.tones, proposals)
+    number, slots = dictionary.num_instruments, voices.slots(found.tones.capacity)
+    frames, tones = _new(found.tones, (arrange(tones, number, slots) for tones in proposals))
     # What is far worse than the present tones of a frame is given up early.
     goal = found.loss + _MARGIN * float(voices.scale)
     refined = refit(model, spectra, dictionary, tones, goal[frames], frames)
-    number = dictionary.num_instruments
-    arranged = arrange(refined.tones, number, found.tones.capacity // number)
+    arranged = arrange(refined.tones, number, slots)
     kept = True if agrees is None else agrees(frames, arranged)
     refined = Hypotheses(arranged, np.where(kept, refined.loss, np.inf).astype(refined.loss.dtype))
     pool = _pool(found, frames, refined)

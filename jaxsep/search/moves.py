@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, Int
 from jaxsep.pursuit.loss import power
 from jaxsep.pursuit.refinement import ToneFit, pack
 from jaxsep.pursuit.selection import PatternBank
-from jaxsep.tones.tones import Tones
+from jaxsep.tones.tones import Polyphony, Tones, polyphony_of
 
 __all__ = ["arrange", "exchanged", "from_neighbours", "reselected", "ringing", "without"]
 
@@ -27,8 +27,12 @@ _ALTERNATIVES = 2
 _APART = 5
 
 
-def arrange(tones: Tones, num_instruments: int, slots: int) -> Tones:
-    """The tones `[frames, any]` in `slots` places per instrument, the loudest first; more are dropped."""
+def arrange(tones: Tones, num_instruments: int, slots: Polyphony) -> Tones:
+    """The tones `[frames, any]` in `slots` places per instrument, the loudest first; more are dropped.
+
+    All instruments have places for as many tones as who may play most.
+    """
+    most = np.array(polyphony_of(slots, num_instruments))
     tones = jax.tree.map(np.asarray, tones)
     loudness = np.where(tones.active, tones.amplitude, -1.0)
     same = (tones.instrument[:, :, None] == tones.instrument[:, None, :]) & tones.active[:, None, :]
@@ -37,9 +41,10 @@ def arrange(tones: Tones, num_instruments: int, slots: int) -> Tones:
         (loudness[:, None, :] == loudness[:, :, None]) & (slot < slot[:, None])
     )
     rank = np.sum(same & louder, axis=2)
-    frame, source = np.nonzero(tones.active & (rank < slots))
-    target = tones.instrument[frame, source] * slots + rank[frame, source]
-    placed = _blank(tones.active.shape[0], num_instruments, slots, tones.amplitude.dtype)
+    frame, source = np.nonzero(tones.active & (rank < most[tones.instrument]))
+    places = int(most.max())
+    target = tones.instrument[frame, source] * places + rank[frame, source]
+    placed = _blank(tones.active.shape[0], num_instruments, places, tones.amplitude.dtype)
 
     def put(empty, values):
         empty[frame, target] = values[frame, source]

@@ -7,6 +7,7 @@ instruments so that each has one sound, and lines of small steps without gaps.
 """
 
 import dataclasses
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import equinox as eqx
@@ -34,7 +35,7 @@ class Streaming:
     """Costs by which tracks go to instruments (ours); times in seconds.
 
     `Σ_tracks timbre · d + Σ_(successive tracks of an instrument) ( leap · |Δp| · e^(−pause/memory) + entry ·
-    [pause > breath] + overlap · (common time) )`
+    [pause > breath] + overlap · (common time) ) + Σ_(crossed tracks) crossing · (common time)`
 
     - `timbre`: of a track whose sound is as far from its instrument's as the median track from the nearest.
     - `leap`: of a semitone between the pitches of successive tracks, up to an octave.
@@ -42,6 +43,9 @@ class Streaming:
     - `entry`: of beginning after a pause of more than `breath`: who plays a line goes on with it.
     - `overlap`: of a second in which an instrument plays two notes, but for the first `release`, in which the
       earlier one may ring on; at most 0.3 s count.
+    - `crossing`: of a second in which the instrument that plays higher over the recording has the lower note,
+      but for the first 0.05 s; at most 0.3 s of each pair count.
+    - `chord`: of a note of who plays chords beside somebody's line, instead of all these.
     """
 
     timbre: float = 0.4
@@ -51,6 +55,8 @@ class Streaming:
     breath: float = 0.12
     overlap: float = 20.0
     release: float = 0.15
+    crossing: float = 1.7
+    chord: float = 0.7
 
 
 #: Largest distance in semitones between the tones of a track in successive frames, and, in the same unit,
@@ -69,6 +75,9 @@ _NEAR, _FAR, _FAR_SHARE = 3.0, 12.0, 0.3
 
 #: Power of the roots of partials by which sounds are compared.
 _COMPRESSION = 0.7
+
+#: Seconds in which notes sound together that do not cross yet.
+_TOUCHING = 0.05
 
 #: States of the search that are followed, and how often sounds and assignment may change each other.
 _WIDTH, _ROUNDS = 64, 5
@@ -111,7 +120,7 @@ def stream(
     spectra: Float[np.ndarray, "frames bins"],
     tones: Tones,
     dictionary: Dictionary,
-    num_instruments: int,
+    polyphony: Sequence[int],
     spacing: float,
     costs: Streaming = Streaming(),
 ) -> Streamed:
@@ -122,7 +131,8 @@ def stream(
         spectra: log-frequency magnitudes, peak about 1.
         tones: `[frames, slots]`.
         dictionary: with which they were refined; it may have fewer instruments than are asked for.
-        num_instruments: to which the tracks go.
+        polyphony: how many notes each instrument may play at a time, to which the tracks go; who plays one
+            has a line, who plays more chords.
         spacing: of the frames, in seconds.
         costs: of an assignment.
 
@@ -133,19 +143,19 @@ def stream(
         >>> frame = lambda tones: jaxsep.render(tones, jnp.ones((2, 1)), jaxsep.LogAxis())
         >>> spectra = np.asarray(jax.vmap(frame)(tones))
         >>> one = jaxsep.Dictionary(jnp.ones((1, 1)))
-        >>> found = stream(jaxsep.LiftedLoss(), spectra, tones, one, 2, 0.01)
+        >>> found = stream(jaxsep.LiftedLoss(), spectra, tones, one, (1, 1), 0.01)
         >>> sorted(found.tones.instrument[0].tolist())
         [0, 1]
     """
     tones = jax.tree.map(np.asarray, tones)
     tracks = find_tracks(tones, objective.axis, spacing)
-    if not tracks.begin.size or num_instruments == 1:
+    if not tracks.begin.size or len(polyphony) == 1:
         return Streamed(tones, 0.0, 0.0)
     sound, weight = _sounds(objective, spectra, tones, dictionary, tracks)
-    lines = _Lines(tracks, sound, weight, num_instruments, costs)
-    starts = [lines.by_pitch(), lines.cheapest(np.zeros((tracks.begin.size, num_instruments)))]
+    lines = _Lines(tracks, sound, weight, polyphony, costs)
+    starts = [*lines.by_pitch(), lines.cheapest(np.zeros((tracks.begin.size, len(polyphony))))]
     before = np.inf
-    if dictionary.num_instruments == num_instruments:
+    if dictionary.num_instruments == len(polyphony):
         starts.append(tracks.owner)
         before = lines.judge(tracks.owner)[0]
     after, owner = lines.search(starts)
@@ -260,16 +270,19 @@ class _Lines:
     track from its own instrument: an assignment that makes all tracks alike gains nothing by that.
     """
 
-    def __init__(self, tracks, sound, weight, number, costs):
-        self.tracks, self.sound, self.weight, self.number, self.costs = tracks, sound, weight, number, costs
-        self.follows, self.all = _line_costs(tracks, costs), np.arange(tracks.begin.size)
+    def __init__(self, tracks, sound, weight, polyphony, costs):
+        self.tracks, self.sound, self.weight, self.costs = tracks, sound, weight, costs
+        self.number, self.all = len(polyphony), np.arange(tracks.begin.size)
+        self.line = np.array(polyphony) == 1
+        self.follows = _follow_costs(tracks, costs, self.line)
+        self.above, self.below = _crossing_costs(tracks, costs)
 
     def search(self, starts):
         """The cheapest of what suits its own sounds, reached from several starts, with its cost."""
         ends = []
         for owner in starts:
             for part in (0.5, *[1.0] * _ROUNDS):  # at first the lines count for more
-                before, owner = owner, self.cheapest(part * self.judge(owner)[1])
+                before, owner = owner, self.cheapest(part * self.judge(owner)[1], self._ranks(owner))
                 if part == 1 and np.array_equal(owner, before):
                     break
             ends.append((self.judge(owner)[0], owner))
@@ -281,22 +294,27 @@ class _Lines:
         usual = np.median(distance[self.all, owner]) + 1e-3
         timbre = self.costs.timbre * np.minimum(distance / usual, _FARTHEST)
         last, cost = np.full(self.number, self.all.size), timbre[self.all, owner].sum()
+        rank = self._ranks(owner)
         for track, instrument in enumerate(owner):
-            cost += self.follows[last[instrument], track]
+            cost += self.follows[instrument, last[instrument], track]
+            cost += self._crossed(last, track, rank)[instrument]
             last[instrument] = track
         return cost, timbre
 
-    def cheapest(self, timbre):
+    def cheapest(self, timbre, rank=None):
         """The cheapest assignment by beam search in the order of begin.
 
-        The state is the last track of each instrument, so that few states cover all that is likely.
+        The state is the last track of each instrument, so that few states cover all that is likely. `rank`
+        orders the instruments, the highest first; by default they are in that order.
         """
         count, number = timbre.shape
+        rank = np.arange(number) if rank is None else rank
         last = np.full((1, number), count)
         score, history = np.zeros(1), []
         places = (count + 1) ** np.arange(number, dtype=np.uint64)  # may wrap: a hash
         for track in range(count):
-            total = score[:, None] + timbre[track] + self.follows[last, track]
+            total = score[:, None] + timbre[track] + self.follows[np.arange(number), last, track]
+            total += self._crossed(last, track, rank)
             order = np.argsort(total, axis=None, kind="stable")[: 4 * _WIDTH]
             parent, owner = np.unravel_index(order, total.shape)
             states = last[parent]
@@ -312,13 +330,34 @@ class _Lines:
         return owners
 
     def by_pitch(self):
-        """Owners by height among the tracks that sound in the middle of each, the highest to the first."""
+        """Owners by height among the tracks that sound in the middle of each, the highest to the first.
+
+        Beside chords, a line is the highest of all tracks in one assignment, and the lowest in another.
+        """
         begin, end, pitch = self.tracks.begin, self.tracks.end, self.tracks.pitch
         middle = (begin + end) / 2
         beside = (begin <= middle[:, None]) & (middle[:, None] < end)
         above = np.sum(beside & (pitch > pitch[:, None]), axis=1)
         among = np.maximum(beside.sum(axis=1), 1)
-        return np.minimum(((above + 0.5) * self.number / among).astype(int), self.number - 1)
+        if self.line.all() or not self.line.any():
+            return [np.minimum(((above + 0.5) * self.number / among).astype(int), self.number - 1)]
+        chords, starts = np.argmin(self.line), []
+        for line in np.flatnonzero(self.line):
+            starts += [np.where(edge, line, chords) for edge in (above == 0, above == among - 1)]
+        return starts
+
+    def _ranks(self, owner):
+        """Which instrument plays highest over the recording (0), which next, …"""
+        seconds = self.tracks.end - self.tracks.begin
+        total = np.bincount(owner, seconds, self.number)
+        height = np.bincount(owner, seconds * self.tracks.pitch, self.number) / np.maximum(total, 1e-9)
+        return np.argsort(np.argsort(-height, kind="stable"), kind="stable")
+
+    def _crossed(self, last, track, rank):
+        """What a track would cross, by whoever would own it, beside the last ones of the others."""
+        # Of (owner, other): whether the other one plays higher; chords cross nothing.
+        higher = (rank < rank[:, None]) & self.line & self.line[:, None]
+        return self.above[last, track] @ higher.T + self.below[last, track] @ higher
 
     def _distances(self, owner):
         """How far each track's sound is from that of the instruments' other tracks near in pitch.
@@ -344,6 +383,16 @@ class _Lines:
         return np.clip(distance, 0, 1)
 
 
+def _follow_costs(tracks, costs, line):
+    """Costs of `_line_costs` for each instrument, of which some have a line; `[n, tracks + 1, tracks]`."""
+    lines = _line_costs(tracks, costs)
+    if line.all():
+        return np.stack([lines] * line.size)
+    if not line.any():  # a line can be told from a chord, but not the lines within it
+        return np.stack([_line_costs(tracks, dataclasses.replace(costs, overlap=0.0))] * line.size)
+    return np.where(line[:, None, None], lines, costs.chord)
+
+
 def _line_costs(tracks, costs):
     """Cost of each track (columns) that follows another (rows) in the line of an instrument.
 
@@ -357,3 +406,16 @@ def _line_costs(tracks, costs):
     follows = step + entry + costs.overlap * np.clip(common, 0, 0.3)
     first = np.full((1, tracks.begin.size), 4 * costs.leap + costs.entry)
     return np.concatenate([follows, first])
+
+
+def _crossing_costs(tracks, costs):
+    """Cost of each track (columns) above, or below, an earlier one (rows) of who plays higher, or lower.
+
+    A last row is for no track.
+    """
+    begin, end = tracks.begin, tracks.end
+    common = np.minimum(end, end[:, None]) - np.maximum(begin, begin[:, None])
+    cost = costs.crossing * np.clip(common - _TOUCHING, 0, 0.3)
+    apart = tracks.pitch - tracks.pitch[:, None]
+    none = np.zeros((1, tracks.begin.size))
+    return tuple(np.concatenate([cost * (way * apart > 0.5), none]) for way in (1, -1))

@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxsep.numerics.dot import dot
 from jaxsep.signal.axes import LogAxis
-from jaxsep.tones.tones import Tones
+from jaxsep.tones.tones import Polyphony, Tones, polyphony_of
 
 __all__ = ["Path", "VoiceModel", "Voices", "best_path"]
 
@@ -63,7 +63,7 @@ class VoiceModel(eqx.Module):
         return cls(register=0.0, crossing=0.0, change=0.0, sounding=0.0, ringing=0.0)
 
     def fit(
-        self, tones: Tones, num_instruments: int, tones_per_instrument: int, axis: LogAxis, scale: float
+        self, tones: Tones, num_instruments: int, tones_per_instrument: Polyphony, axis: LogAxis, scale: float
     ) -> "Voices":
         """The costs for a recording whose tones `[frames, tones]` are roughly known; `scale` is s."""
         surprisal = jnp.asarray(_surprisal(tones, num_instruments, axis, self.smoothing), jnp.float32)
@@ -82,19 +82,28 @@ class Voices(eqx.Module):
     surprisal: Float[Array, "instruments bins"]
     scale: Float[Array, ""]
     axis: LogAxis
-    tones_per_instrument: int = eqx.field(static=True)
+    tones_per_instrument: Polyphony = eqx.field(static=True)
 
     def fit(self, *recording: Any) -> "Voices":
         """Themselves, whatever the recording: in the place of a `VoiceModel`."""
         del recording
         return self
 
+    def slots(self, capacity: int) -> tuple[int, ...]:
+        """How many tones each instrument may have where all together have so many places.
+
+        They are those that it plays at a time, and as many beyond as there are places for.
+        """
+        most = polyphony_of(self.tones_per_instrument, self.surprisal.shape[0])
+        beyond = capacity // len(most) - max(most)
+        return tuple(one + beyond for one in most)
+
     def sounding(self, tones: Tones) -> Float[Array, ""]:
         """Cost of the tones of one frame, without their loss."""
         place = jnp.clip(jnp.round(tones.fundamental).astype(jnp.int32), 0, self.axis.num_bins - 1)
         register = jnp.where(tones.active, self.surprisal[tones.instrument, place], 0)
         playing = tones.active & (tones.instrument == jnp.arange(self.surprisal.shape[0])[:, None])
-        beyond = jnp.maximum(jnp.sum(playing, axis=1) - self.tones_per_instrument, 0)
+        beyond = jnp.maximum(jnp.sum(playing, axis=1) - jnp.asarray(self.tones_per_instrument), 0)
         height = self._heights()[tones.instrument]
         pairs = tones.active[:, None] & tones.active
         higher = height[:, None] > height + self._near()  # instruments of one register cannot cross

@@ -24,6 +24,7 @@ from jaxsep.separation.result import Separation, check_notes, check_request, lev
 from jaxsep.separation.settings import NOTES_ARE, SeparationSettings
 from jaxsep.separation.stages import Part, Stages
 from jaxsep.tones.dictionary import Dictionary
+from jaxsep.tones.tones import polyphony_of
 
 __all__ = ["separate", "separate_parts"]
 
@@ -97,6 +98,7 @@ def separate(
     if num_instruments is None and notes is not None:
         num_instruments = notes.num_instruments
     sample_rate, num_instruments = check_request(samples, sample_rate, num_instruments, dictionary)
+    polyphony_of(settings.tones_per_instrument, num_instruments)
     duration = samples.shape[-1] / sample_rate
     known = check_notes(notes, notes_are, num_instruments, np.inf if align else duration, settings)
     if isinstance(earlier, Separation):
@@ -164,6 +166,7 @@ def separate_parts(
         for excerpt in excerpts:
             sounding = excerpt[:, : recording.num_samples]
             _, num_instruments = check_request(sounding, recording.sample_rate, num_instruments, dictionary)
+            polyphony_of(settings.tones_per_instrument, num_instruments)
             if level_of(sounding) != 1:
                 raise ValueError(
                     "samples: expected a peak between 1e-6 and 1e6 of a recording in parts, "

@@ -20,7 +20,7 @@ _RESTARTS = 2
 @described
 @dataclasses.dataclass(frozen=True)
 class SeparationSettings:
-    """Options of the separation; every value is a JSON scalar. `SeparationSettings.fast()` is a quick preset.
+    """Options of the separation; every value is JSON. `SeparationSettings.fast()` is a quick preset.
 
     {fields}
 
@@ -52,8 +52,12 @@ class SeparationSettings:
     hop: int = setting(
         512, "samples between frames, at 48 kHz; a divisor of 6144.", least=1, option="--hop H"
     )
-    tones_per_instrument: int = setting(
-        1, "tones that one instrument may play at a time.", least=1, option="--tones T"
+    tones_per_instrument: int | tuple[int, ...] = setting(
+        1,
+        "tones that an instrument may play at a time: one number for all, or one for each, such as 1,6 for a "
+        "melody and a piano, whose stems then are in that order.",
+        least=1,
+        option="--tones T",
     )
     restarts: int = setting(
         0,
@@ -116,6 +120,8 @@ class SeparationSettings:
         return self.restarts or (_RESTARTS if self.search == "greedy" else 0)
 
     def __post_init__(self):
+        if isinstance(self.tones_per_instrument, list):  # in JSON a tuple is a list
+            object.__setattr__(self, "tones_per_instrument", tuple(self.tones_per_instrument))
         check_settings(self)
         if 6144 % self.hop:
             raise ValueError(f"hop: expected a divisor of 6144, got {self.hop}")

@@ -38,7 +38,7 @@ from jaxsep.signal.background import foreground
 from jaxsep.signal.peaks import PeakPursuit
 from jaxsep.signal.stft import GaussianSTFT
 from jaxsep.tones.dictionary import Dictionary
-from jaxsep.tones.tones import Tones
+from jaxsep.tones.tones import Tones, polyphony_of
 
 __all__ = ["Clock", "Part", "Stages", "Survey"]
 
@@ -229,7 +229,9 @@ class Stages:
         if notes is not None:
             # Notes that were found, and merely ring on beside the next, had a place before.
             score = notes.score if earlier is None else _held(notes.score)
-            most = max(most, score.polyphony())
+            pairs = zip(polyphony_of(most, score.num_instruments), score.polyphony(), strict=True)
+            each = tuple(map(max, pairs))
+            most = each if len(set(each)) > 1 else each[0]
         return _with_tolerance(TonePursuit(LiftedLoss(self.axis), most), 1e-4)
 
     def _known(self, spectra, score, **options):
@@ -287,7 +289,7 @@ class Stages:
     def _heard(self, spectra, score):
         """The dictionary that is heard at notes; one sound for all whom they hardly teach."""
         known = self._known(spectra, score, everywhere=False)
-        tones = known.sounding(self._model(KnownNotes(score, "")).tones_per_instrument)
+        tones = known.sounding(max(self._model(KnownNotes(score, "")).polyphony(score.num_instruments)))
         seconds = np.zeros(score.num_instruments)
         for note in score.notes:
             seconds[note.instrument] += note.offset - note.onset

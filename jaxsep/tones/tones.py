@@ -7,10 +7,13 @@ from jaxtyping import Array, Bool, Float, Int
 from jaxsep.signal.axes import LinearAxis, LogAxis
 from jaxsep.signal.gaussians import SINUSOID_WIDTH, width_bounds
 
-__all__ = ["MAX_INHARMONICITY", "Tones", "parameter_bounds", "parameters_of"]
+__all__ = ["MAX_INHARMONICITY", "Polyphony", "Tones", "parameter_bounds", "parameters_of", "polyphony_of"]
 
 #: Largest inharmonicity b that the pursuit considers (P1).
 MAX_INHARMONICITY = 2e-3
+
+#: How many tones an instrument may play at a time: one number for all, or one for each.
+Polyphony = int | tuple[int, ...]
 
 
 class Tones(eqx.Module):
@@ -99,3 +102,18 @@ def parameter_bounds(dtype) -> tuple[Float[Array, " parameters"], Float[Array, "
     infinity = float("inf")
     lower, upper = [0, -infinity, narrow, 0], [infinity, infinity, wide, MAX_INHARMONICITY]
     return jnp.array(lower, dtype), jnp.array(upper, dtype)
+
+
+def polyphony_of(tones_per_instrument: Polyphony, num_instruments: int) -> tuple[int, ...]:
+    """How many tones each instrument may play at a time.
+
+    Raises: `ValueError` for another number of instruments.
+    """
+    if isinstance(tones_per_instrument, int):
+        return (tones_per_instrument,) * num_instruments
+    if len(tones_per_instrument) != num_instruments:
+        raise ValueError(
+            f"tones_per_instrument: expected {num_instruments} numbers, one for each instrument, got "
+            f"{tones_per_instrument}"
+        )
+    return tuple(tones_per_instrument)
