@@ -121,13 +121,26 @@ def _parameter(field):
     name, _, metavar = about["option"].partition(" ")
     text = about["help"] or about["about"]
     text = text if about["choices"] else text[:1].upper() + text[1:]  # a choice keeps its name
-    option = typer.Option(name, metavar=metavar or None, min=about["least"], help=text)
+    plain = {"min": about["least"]} if about["read"] is None else {"parser": _reader(about["read"])}
+    option = typer.Option(name, metavar=metavar or None, help=text, **plain)
     kind = Literal[about["choices"]] if about["choices"] else field.type
     default = field.default if kind is not bool else False  # a flag changes the default
     annotation = Annotated[kind, option]
     return inspect.Parameter(
         field.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation
     )
+
+
+def _reader(read):
+    """As `read`, with errors that typer repeats."""
+
+    def parse(value):
+        try:
+            return read(str(value))
+        except ValueError as error:
+            raise typer.BadParameter(str(error)) from error
+
+    return parse
 
 
 def given_options(context: Context, method: str) -> set[str]:
@@ -214,7 +227,16 @@ def notes_given(
 
 
 #: What an earlier run has decided, or makes needless.
-_DECIDED = ("hop", "tones_per_instrument", "search", "fast", "align", "dictionary")
+_DECIDED = (
+    "hop",
+    "tones_per_instrument",
+    "lowest",
+    "highest",
+    "search",
+    "fast",
+    "align",
+    "dictionary",
+)
 
 
 def settings_from(

@@ -1,9 +1,11 @@
 """Bounded minimisation of the lifted loss by a projected Levenberg–Marquardt method."""
 
+import math
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Real
 
 from jaxsep.numerics.adjoint import Adjoint, Implicit, Problem, freeze, known
 from jaxsep.numerics.dot import dot
@@ -71,6 +73,7 @@ class ToneFit(eqx.Module):
         objective: the lifted loss and its axis.
         tones_per_instrument: tones that each instrument may play at a time, at least 1.
         solver: how the tones are refined.
+        lowest, highest: bins between which fundamentals are.
 
     Example:
         >>> jaxsep.ToneFit(tones_per_instrument=2).objective.axis.num_bins
@@ -80,10 +83,16 @@ class ToneFit(eqx.Module):
     objective: LiftedLoss = LiftedLoss()
     tones_per_instrument: int = eqx.field(static=True, default=1)
     solver: LevenbergMarquardt = LevenbergMarquardt()
+    lowest: float | Float[Array, ""] = eqx.field(default=-math.inf, kw_only=True)
+    highest: float | Float[Array, ""] = eqx.field(default=math.inf, kw_only=True)
 
     def __check_init__(self):
         if self.tones_per_instrument < 1:
             raise ValueError(f"tones_per_instrument: expected at least 1, got {self.tones_per_instrument}")
+
+    def inside(self, position: Real[Array, "*shape"]) -> Bool[Array, "*shape"]:
+        """Whether a fundamental may be at a position in bins."""
+        return (position >= self.lowest) & (position <= self.highest)
 
 
 class Descent(eqx.Module):

@@ -4,6 +4,7 @@ import dataclasses
 from typing import Any, ClassVar
 
 from jaxsep.checks import check_settings, described, setting
+from jaxsep.notes.note import read_frequency
 
 __all__ = ["METHODS", "NOTES_ARE", "PursuitSettings", "SeparationSettings"]
 
@@ -12,6 +13,9 @@ METHODS = ("pursuit", "blasso")
 
 #: How much notes bind that are known: they are all; or they stay, and the rest is searched; or they begin.
 NOTES_ARE = ("all", "held", "start")
+
+#: Hz between which fundamentals can be found at all, those of `LogAxis`.
+_RANGE = {"least": 20, "below": 20480}
 
 #: Restarts by default where the tones of each frame are found alone.
 _RESTARTS = 2
@@ -54,6 +58,22 @@ class SeparationSettings:
     )
     tones_per_instrument: int = setting(
         1, "tones that one instrument may play at a time.", least=1, option="--tones T"
+    )
+    lowest: float = setting(
+        27.5,
+        "the lowest note that is looked for, in Hz; what is more than a quarter tone lower is nobody's.",
+        **_RANGE,
+        option="--lowest F",
+        help="The lowest note that is looked for, in Hz or such as A0; what is below is nobody's.",
+        read=read_frequency,
+    )
+    highest: float | None = setting(
+        None,
+        "the highest note that is looked for, in Hz; a fundamental is at most a quarter tone above it.",
+        **_RANGE,
+        option="--highest F",
+        help="The highest note that is looked for, in Hz or such as C#6.  [default: any]",
+        read=read_frequency,
     )
     restarts: int = setting(
         0,
@@ -101,6 +121,14 @@ class SeparationSettings:
         least=0,
         option="--share E",
     )
+    noise: str = setting(
+        "shared",
+        "what is done with noise, and with all else that no tone explains: shared evenly among the stems; or "
+        "kept apart, in a track of its own that the stems are without.",
+        choices=("shared", "apart"),
+        option="--noise",
+        help="shared: the stems share what is nobody's; apart: it is a track of its own.",
+    )
     phase_iterations: int = setting(
         1, "Griffin-Lim iterations; 1 takes the mixture's phase.", least=1, option="--phase-iterations I"
     )
@@ -119,6 +147,8 @@ class SeparationSettings:
         check_settings(self)
         if 6144 % self.hop:
             raise ValueError(f"hop: expected a divisor of 6144, got {self.hop}")
+        if self.highest is not None and self.highest <= self.lowest:
+            raise ValueError(f"highest: expected more than lowest={self.lowest:g} Hz, got {self.highest:g}")
 
 
 #: The name until version 0.1; it goes with the next.
