@@ -26,7 +26,7 @@ def read_document(folder: Path) -> dict[str, Any]:
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
         tracks = [document["mixture"], *document["stems"]]
-        names = tracks + [document["noise"]] * ("noise" in document)
+        names = [*tracks, *([document["noise"]] if "noise" in document else [])]
         instruments = document.get("names", document["stems"])
         known = document["format"] == "jaxsep separation" and document["version"] == 1
         # A name with a folder in it would lead elsewhere.
