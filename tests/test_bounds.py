@@ -122,7 +122,7 @@ def tone(pitch, seconds=1.5):
 
 
 class TestSeparation:
-    @pytest.mark.parametrize("search", ["full", "greedy"])
+    @pytest.mark.parametrize("search", [pytest.param("full", marks=pytest.mark.slow), "greedy"])
     @pytest.mark.parametrize("method", ["pursuit", "blasso"])
     def test_nothing_is_found_beyond(self, search, method):
         settings = SeparationSettings(
@@ -150,7 +150,7 @@ class TestSeparation:
         assert np.median(found.tones.fundamental[found.tones.active]) == pytest.approx(220, rel=0.02)
 
     def test_what_is_lower_is_no_music(self):
-        drum = tone(60.0)
+        drum = tone(73.4)
         pitched = lambda lowest: (
             Stages(SeparationSettings(hop=1024, lowest=lowest)).spectra(drum[None]).pitched
         )
