@@ -3,7 +3,9 @@
 import dataclasses
 import math
 import textwrap
-from typing import Any, TypeVar
+from collections.abc import Callable
+from types import NoneType, UnionType
+from typing import Any, TypeVar, get_args
 
 __all__ = ["check_settings", "described", "setting"]
 
@@ -21,6 +23,7 @@ def setting(
     option: str | None = None,
     help: str | None = None,
     method: str | None = None,
+    read: Callable[[str], Any] | None = None,
 ) -> Any:
     """A field of a dataclass of settings.
 
@@ -34,6 +37,7 @@ def setting(
             for the library alone. An option `--no-…` makes it false.
         help: what the option does, where `about` does not say it well.
         method: the only one that the option belongs to.
+        read: takes the value from the text of the option, where that is not plain.
     """
     return dataclasses.field(default=default, metadata={**locals()})
 
@@ -56,15 +60,19 @@ def check_settings(settings: Any) -> None:
 
 def _wanted(value, kind, *, choices, least, above, below, **_):
     """What a value should be if it is not."""
-    if choices:
-        return None if value in choices else " or ".join(map(repr, choices))
-    if kind is bool:
-        return None if isinstance(value, bool) else "True or False"
     if kind == int | tuple[int, ...]:
         each = value if isinstance(value, tuple) and value else (value,)
         if all(_wanted(one, int, choices=(), least=least, above=above, below=below) is None for one in each):
             return None
         return f"an integer of at least {least}, or one for each instrument"
+    kinds = get_args(kind) if isinstance(kind, UnionType) else (kind,)
+    if value is None and NoneType in kinds:
+        return None
+    kind = kinds[0]
+    if choices:
+        return None if value in choices else " or ".join(map(repr, choices))
+    if kind is bool:
+        return None if isinstance(value, bool) else "True or False"
     if kind not in (int, float):
         return None
     number = isinstance(value, int if kind is int else (int, float)) and not isinstance(value, bool)

@@ -152,6 +152,10 @@ class TestSeparate:
             (["--full-peaks"], "full_peaks", True),
             (["--no-masking"], "masking", False),
             (["--share", 0], "share", 0),
+            (["--lowest", 110], "lowest", 110),
+            (["--lowest", "A2"], "lowest", 110),
+            (["--highest", "Bb5"], "highest", pytest.approx(932.328)),
+            (["--noise", "apart"], "noise", "apart"),
             (["--phase-iterations", 9], "phase_iterations", 9),
         ],
     )

@@ -1,5 +1,6 @@
 """Noise has no pitch: what is found in it, and what is done with it."""
 
+import dataclasses
 import json
 import warnings
 
@@ -11,6 +12,10 @@ from typer.testing import CliRunner
 
 import jaxsep
 from jaxsep.cli.app import app
+from jaxsep.cli.jobs import finished_document
+from jaxsep.report.page import listening_page
+from jaxsep.report.plots import mixture_of
+from jaxsep.results.read import read_results
 from jaxsep.separation.chunks import ANALYSIS_RATE
 from jaxsep.separation.settings import SeparationSettings
 from jaxsep.separation.stages import Stages
@@ -180,6 +185,127 @@ def test_noise_does_not_pump():
         share = level(stem) - level(noise)
         np.testing.assert_allclose(share, -6, atol=3)
         assert np.std(share) < 1.5
+
+
+#: Quick, and deterministic.
+GREEDY = SeparationSettings(hop=1024, search="greedy", restarts=1, steps=8, batch=16)
+
+
+@pytest.fixture(scope="module")
+def found():
+    """A melody in steady noise, 24 dB lower, with the noise shared and apart."""
+    mixture = melody() + 0.09 * pink(0)
+    run = lambda noise: jaxsep.separate(
+        mixture,
+        RATE,
+        2,
+        settings=dataclasses.replace(GREEDY, noise=noise),
+        key=jax.random.key(0),
+    )
+    return mixture, run("shared"), run("apart")
+
+
+class TestApart:
+    """Noise in a track of its own."""
+
+    def test_stems_and_noise_are_the_mixture(self, found):
+        mixture, shared, apart = found
+        assert shared.noise is None
+        assert apart.noise.shape == mixture.shape
+        np.testing.assert_allclose(apart.stems.sum(axis=0) + apart.noise, mixture, atol=1e-6)
+
+    def test_rests_are_silent(self, found):
+        """Most of the noise is apart; the melody is not."""
+        mixture, shared, apart = found
+        power = lambda sound, part: float(np.mean(np.square(sound[..., part], dtype=float)))
+        rest, notes = slice(round(2.4 * RATE), round(2.9 * RATE)), slice(RATE // 5, 9 * RATE // 5)
+        assert power(apart.stems, rest) < 0.1 * power(shared.stems, rest)
+        assert power(apart.noise, rest) == pytest.approx(power(mixture, rest), rel=0.2)
+        assert power(apart.noise, notes) < 0.1 * power(mixture, notes)
+        assert power(apart.stems.sum(axis=0), notes) > 0.8 * power(mixture, notes)
+
+    @pytest.mark.parametrize("options", [{"share": 0.0}, {"masking": False}, {"phase_iterations": 2}])
+    def test_the_sum_holds_where_stems_alone_have_none(self, options):
+        samples = np.stack([melody(), 0.5 * melody() + 0.05 * pink(1)])[:, :RATE]
+        settings = dataclasses.replace(GREEDY, noise="apart", **options)
+        found = jaxsep.separate(samples, RATE, 2, settings=settings, key=jax.random.key(0))
+        np.testing.assert_allclose(found.stems.sum(axis=0) + found.noise, samples, atol=1e-5)
+
+    def test_noise_alone_leaves_the_stems_silent(self):
+        settings = SeparationSettings(hop=1024, noise="apart")
+        found = jaxsep.separate(pink(0), RATE, 3, settings=settings, key=jax.random.key(0))
+        assert not found.stems.any()
+        np.testing.assert_allclose(found.noise, pink(0), atol=1e-7)
+
+    def test_extreme_levels(self):
+        settings = SeparationSettings(hop=1024, noise="apart")
+        found = jaxsep.separate(2.0**60 * pink(0), RATE, 2, settings=settings, key=jax.random.key(0))
+        np.testing.assert_allclose(found.noise, 2.0**60 * pink(0), rtol=1e-6)
+
+    def test_in_parts(self, tmp_path):
+        mixture = melody() + 0.03 * pink(0)
+        jaxsep.write_audio(tmp_path / "melody.wav", mixture, RATE)
+        settings = dataclasses.replace(GREEDY, noise="apart")
+        parts = list(
+            jaxsep.separate_parts(
+                tmp_path / "melody.wav", 2, seconds=1.0, settings=settings, key=jax.random.key(0)
+            )
+        )
+        assert len(parts) == 3
+        whole = lambda sounds: np.concatenate(list(sounds), axis=-1)
+        stems, noise = whole(part.stems for part in parts), whole(part.noise for part in parts)
+        np.testing.assert_allclose((stems.sum(axis=0) + noise)[0], mixture, atol=1e-6)
+        assert np.mean(noise**2) < 0.1 * np.mean(mixture**2)
+
+    def test_saved_and_loaded(self, found, tmp_path):
+        mixture, _, apart = found
+        apart.save(tmp_path / "out")
+        again = jaxsep.Separation.load(tmp_path / "out")
+        np.testing.assert_array_equal(again.noise, apart.noise)
+        np.testing.assert_array_equal(again.mixture, mixture)
+        assert again.stems.shape == apart.stems.shape
+        assert again.settings == apart.settings
+        (tmp_path / "out" / "noise.wav").unlink()
+        with pytest.raises(ValueError, match=r"noise\.wav"):
+            jaxsep.Separation.load(tmp_path / "out")
+
+    def test_without_a_mixture_the_sum_stands_for_it(self, found):
+        mixture, _, apart = found
+        np.testing.assert_allclose(mixture_of(dataclasses.replace(apart, mixture=None)), mixture, atol=1e-6)
+
+    def test_it_is_shown(self, found, tmp_path):
+        _, shared, apart = found
+        assert ">noise<" in apart._repr_html_()
+        assert ">noise<" not in shared._repr_html_()
+        apart.save(tmp_path / "out")
+        html = listening_page(read_results(tmp_path / "out"))
+        assert ">Noise<" in html
+        assert "Stems and noise together are the mixture" in html
+
+    def test_the_command_writes_it(self, tmp_path):
+        jaxsep.write_audio(tmp_path / "noise.wav", pink(0), RATE)
+        run = ["separate", str(tmp_path / "noise.wav"), "-o", str(tmp_path / "out"), "-n", "2", "--fast"]
+        run += ["--noise", "apart", "--format", "flac", "--bits", "16"]
+        result = CliRunner().invoke(app, run)
+        assert result.exit_code == 0, result.output
+        assert "nothing with a pitch was found: all of it is in noise.flac" in result.output
+        document = json.loads((tmp_path / "out" / "separation.json").read_text())
+        assert (document["noise"], document["settings"]["noise"]) == ("noise.flac", "apart")
+        assert len(document["stems"]) == 2
+        noise, rate = jaxsep.read_audio(tmp_path / "out" / "noise.flac")
+        assert rate == RATE
+        np.testing.assert_allclose(noise[0], pink(0) * 10 ** (document["gain_db"] / 20), atol=1e-4)
+        assert not list((tmp_path / "out").glob(".*"))
+
+    def test_finished_with_its_noise_alone(self, tmp_path):
+        """A folder that lacks the track is not finished."""
+        names = ["mixture.wav", "stem-1.wav", "noise.wav"]
+        document = {"mixture": names[0], "stems": names[1:2], "noise": names[2], "input": {}, "settings": {}}
+        (tmp_path / "separation.json").write_text(json.dumps(document))
+        for name in names:
+            assert finished_document(tmp_path, {"settings": {}, "input": {}}, ".wav", False) is None
+            (tmp_path / name).touch()
+        assert finished_document(tmp_path, {"settings": {}, "input": {}}, ".wav", False) == document
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])

@@ -328,7 +328,8 @@ def stems_of_spikes(music: Piece, dictionary: Dictionary, lift: float, alpha: fl
     settings, axis = SeparationSettings(), LogAxis()
     stft = GaussianSTFT(hop=settings.hop)
     samples = resample(music.mixture[None].astype(np.float32), music.sample_rate, ANALYSIS_RATE)
-    spectra = log_spectra(samples[0], stft, axis, PeakPursuit(), lambda: None).pitched
+    peaks, nobody = PeakPursuit(), lambda: None
+    spectra = log_spectra(samples[0], stft, axis, peaks, nobody, settings.lowest).pitched
     peak = spectra.max()
     tones = largest_spikes(LiftedLoss(axis, lift), spectra / peak, dictionary.harmonics, alpha, 1)
     tones = jax.tree.map(np.asarray, tones.in_hz(axis, float(peak)))

@@ -1,5 +1,6 @@
 """The decomposition of a recording by the Beurling LASSO (P3), in place of the pursuit."""
 
+import math
 from collections.abc import Callable
 
 import equinox as eqx
@@ -39,13 +40,17 @@ def decompose(
     tones lose the penalty's bias and get their widths and inharmonicities.
 
     Arguments:
-        model: how to fit, and how many tones an instrument may play.
+        model: how to fit, how many tones an instrument may play, and between which bins.
         spectra: nonnegative, peak about 1.
         harmonics: rows of the dictionary.
         advance: is called after each chunk.
         alpha: fraction of each frame's `alpha_max`.
     """
-    tones = largest_spikes(model.objective, spectra, harmonics, alpha, model.tones_per_instrument, advance)
+    last = model.objective.axis.num_bins - 1
+    low, high = max(0.0, float(model.lowest)), min(float(last), float(model.highest))
+    shifts = math.ceil(low), math.floor(high)
+    most = model.tones_per_instrument
+    tones = largest_spikes(model.objective, spectra, harmonics, alpha, most, advance, shifts=shifts)
     return refit(model, spectra, Dictionary(harmonics), tones)
 
 
@@ -56,9 +61,12 @@ def largest_spikes(
     alpha: float,
     tones_per_instrument: Polyphony,
     advance: Callable[[], None] = lambda: None,
+    *,
+    shifts: tuple[int, int] | None = None,
 ) -> Tones:
     """The spikes alone as tones, as many as may play; `advance` is called after each chunk."""
-    patterns = Patterns.from_dictionary(jnp.asarray(harmonics), objective.axis, lift=objective.lift)
+    options = {"lift": objective.lift, "shifts": shifts}
+    patterns = Patterns.from_dictionary(jnp.asarray(harmonics), objective.axis, **options)
     fraction = jnp.asarray(alpha, spectra.dtype)
     run = lambda chunk: _decompose(objective, patterns, chunk, fraction, tones_per_instrument)
     return map_chunks(run, spectra, advance=advance)

@@ -156,16 +156,18 @@ class Patterns(eqx.Module):
         axis: LogAxis,
         *,
         lift: float = 1.0,
+        shifts: tuple[int, int] | None = None,
         oversampling: int = 8,
     ) -> "Patterns":
         """Spectra of the unit tones of a dictionary to the power `lift`, divided by their norms.
 
-        The shift is the position of the fundamental, anywhere on the axis. A pattern that is zero stays so.
+        The shift is the position of the fundamental. A pattern that is zero stays so.
 
         Arguments:
             harmonics: relative amplitudes, in [0, 1].
             axis: of the spectra.
             lift: q in (0, 1]; ½ makes quiet partials count.
+            shifts: the smallest and largest shift, by default anywhere on the axis.
             oversampling: ρ ≥ 1.
         """
         dtype, (number, num_harmonics) = harmonics.dtype, harmonics.shape
@@ -178,7 +180,7 @@ class Patterns(eqx.Module):
             # At the same places of every instrument.
             return power(sum_gaussians_at(distance, partials.height, *(x[0] for x in partials[1:])), lift)
 
-        patterns = _tabulate(shape, axis.num_bins, (-reach, last), None, False, oversampling, dtype)
+        patterns = _tabulate(shape, axis.num_bins, (-reach, last), shifts, False, oversampling, dtype)
         norm = power(jnp.sum(patterns.table[:, 0] ** 2, axis=1), 0.5)
         divisor = jnp.where(norm > 0, norm, 1)
         return eqx.tree_at(

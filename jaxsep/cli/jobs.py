@@ -88,6 +88,7 @@ def finished_document(
         given = {**{name: document[name] for name in wanted}, "input": {}}
         given["input"] = {name: document["input"][name] for name in wanted["input"]}
         files = [document["mixture"], *document["stems"]]
+        files += [document["noise"]] if "noise" in document else []
     except (OSError, KeyError, TypeError, ValueError):
         return None
     # Through JSON, in which a tuple is a list.

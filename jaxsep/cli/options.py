@@ -121,10 +121,10 @@ def _parameter(field):
     name, _, metavar = about["option"].partition(" ")
     text = about["help"] or about["about"]
     text = text if about["choices"] else text[:1].upper() + text[1:]  # a choice keeps its name
-    several = field.type == int | tuple[int, ...]
-    limits = {"parser": _numbers} if several else {"min": about["least"]}
-    option = typer.Option(name, metavar=metavar or None, help=text, **limits)
-    kind = int if several else Literal[about["choices"]] if about["choices"] else field.type
+    plain = {"min": about["least"]} if about["read"] is None else {"parser": _reader(about["read"])}
+    option = typer.Option(name, metavar=metavar or None, help=text, **plain)
+    kind = Literal[about["choices"]] if about["choices"] else field.type
+    kind = kind if about["read"] is None else str | None  # what is read, typer need not understand
     default = field.default if kind is not bool else False  # a flag changes the default
     annotation = Annotated[kind, option]
     return inspect.Parameter(
@@ -132,14 +132,16 @@ def _parameter(field):
     )
 
 
-def _numbers(text):
-    """One number, or several with commas between."""
-    try:
-        numbers = tuple(map(int, str(text).split(",")))
-    except ValueError:
-        wanted = "a number, or one for each instrument such as 1,6"
-        raise typer.BadParameter(f"expected {wanted}, got {text!r}.") from None
-    return numbers if len(numbers) > 1 else numbers[0]
+def _reader(read):
+    """As `read`, with errors that typer repeats."""
+
+    def parse(value):
+        try:
+            return read(str(value))
+        except ValueError as error:
+            raise typer.BadParameter(str(error)) from error
+
+    return parse
 
 
 def given_options(context: Context, method: str) -> set[str]:
@@ -226,7 +228,16 @@ def notes_given(
 
 
 #: What an earlier run has decided, or makes needless.
-_DECIDED = ("hop", "tones_per_instrument", "search", "fast", "align", "dictionary")
+_DECIDED = (
+    "hop",
+    "tones_per_instrument",
+    "lowest",
+    "highest",
+    "search",
+    "fast",
+    "align",
+    "dictionary",
+)
 
 
 def settings_from(

@@ -108,7 +108,9 @@ def show_separation(document: dict[str, Any], output: Path) -> None:
         chosen, *others = ("—" if loss is None else f"{loss:.4f}" for loss in losses)
         console.print(f"loss of each restart: {chosen} (chosen)", *others)
     if not document["num_tones"]:
-        console.print("nothing with a pitch was found: the stems share the recording evenly")
+        noise = document.get("noise")
+        where = f"all of it is in {noise}" if noise else "the stems share the recording evenly"
+        console.print(f"nothing with a pitch was found: {where}")
     if gain := document.get("gain_db"):
         console.print(f"all tracks are {-gain:.1f} dB lower, as integers hold no more than full scale")
     console.print(f"results: {output}/")

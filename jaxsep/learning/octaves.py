@@ -1,5 +1,7 @@
 """Instruments that were learned an octave or a twelfth too low."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,6 +16,7 @@ _NOTHING = 0.01
 @jax.jit
 def raise_octaves(
     harmonics: Float[Array, "instruments harmonics"],
+    most: float | Float[Array, " instruments"] = math.inf,
 ) -> tuple[Float[Array, "instruments harmonics"], Int[Array, " instruments"]]:
     """Rows in which no instrument sounds at every second or third harmonic alone, and its new fundamental.
 
@@ -23,6 +26,7 @@ def raise_octaves(
 
     Arguments:
         harmonics: relative amplitudes, at least 0.
+        most: the largest factor by which the fundamentals of an instrument may rise.
 
     Returns: the rows, zero beyond the harmonics that were given, and the factor from the old fundamental to
     the new one: 1, 2, 3, 4, 6 or 12.
@@ -38,7 +42,7 @@ def raise_octaves(
         number = np.arange(1, size + 1)
         energy = harmonics**2
         between = jnp.sum(jnp.where(number % multiple != 0, energy, 0), axis=1)
-        low = between < _NOTHING * jnp.sum(energy, axis=1)
+        low = (between < _NOTHING * jnp.sum(energy, axis=1)) & (multiple * factor <= most)
         place = multiple * number - 1
         higher = jnp.where(place < size, harmonics[:, np.minimum(place, size - 1)], 0)
         harmonics = jnp.where(low[:, None], higher, harmonics)

@@ -1,11 +1,12 @@
 """Notes: the unit in which people read, correct and hand over what was found; needs no JAX."""
 
 import dataclasses
+import re
 
 import numpy as np
 from jaxtyping import Float
 
-__all__ = ["Note", "note_name"]
+__all__ = ["Note", "note_name", "read_frequency"]
 
 _NAMES = ("C", "C♯", "D", "D♯", "E", "F", "F♯", "G", "G♯", "A", "A♯", "B")
 
@@ -45,3 +46,28 @@ def note_name(pitch: float | int) -> str:
     """Name of the nearest note of the tempered scale, such as `C♯5`."""
     number = round(float(pitch))
     return f"{_NAMES[number % 12]}{number // 12 - 1}"
+
+
+#: A note as people write it: letter, accidental, octave.
+_WRITTEN = re.compile(r"([A-G])([#♯b♭]?)(-?\d+)", re.IGNORECASE)
+
+
+def read_frequency(text: str) -> float:
+    """Frequency in Hz that is written as a number, or as a note of the tempered scale with A4 at 440 Hz.
+
+    Raises: `ValueError` for anything else.
+
+    Example:
+        >>> read_frequency("A0"), round(read_frequency("Bb3"), 2), read_frequency("196")
+        (27.5, 233.08, 196.0)
+    """
+    text = text.strip()
+    if note := _WRITTEN.fullmatch(text):
+        letter, accidental, octave = note.groups()
+        sign = {"#": 1, "♯": 1, "b": -1, "♭": -1}.get(accidental.lower(), 0)
+        number = _NAMES.index(letter.upper()) + sign + 12 * (int(octave) + 1)
+        return 440 * 2 ** ((number - 69) / 12)
+    try:
+        return float(text)
+    except ValueError:
+        raise ValueError(f"expected Hz or a note such as A0, C#4 or Bb3, got {text!r}") from None

@@ -48,7 +48,8 @@ def refit(
     """Refines the tones proposed for the given frames (all by default).
 
     Frames with few tones are solved in few slots, which is cheaper than in all: as many as there are
-    instruments, twice as many and so on up to those of all that they usually play.
+    instruments, twice as many and so on up to those of all that they usually play. A tone that leaves the
+    bounds of the model is dropped, and the others are refined again.
 
     Arguments:
         model: how to fit.
@@ -82,7 +83,15 @@ def refit(
     # In silence a tone that a neighbour offers shrinks to nothing the loss could see.
     audible = result.tones.active & (result.tones.amplitude > model.objective.offset)
     amplitude = np.where(audible, result.tones.amplitude, 0)
-    return eqx.tree_at(lambda r: (r.tones.active, r.tones.amplitude), result, (audible, amplitude))
+    result = eqx.tree_at(lambda r: (r.tones.active, r.tones.amplitude), result, (audible, amplitude))
+    low, high = float(model.lowest), float(model.highest)
+    inside = (result.tones.fundamental >= low) & (result.tones.fundamental <= high)
+    rows = np.flatnonzero(np.any(audible & ~inside, axis=1))
+    if rows.size:
+        left = eqx.tree_at(lambda t: t.active, result.tones, audible & inside)
+        left = jax.tree.map(lambda x: x[rows], left)
+        _assign(result, rows, refit(model, spectra, dictionary, left, goal[rows], frames[rows]))
+    return result
 
 
 def _sizes(least, usual, capacity):

@@ -1,10 +1,12 @@
 """Bounded minimisation of the lifted loss by a projected Levenberg–Marquardt method."""
 
+import math
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Real
 
 from jaxsep.numerics.adjoint import Adjoint, Implicit, Problem, freeze, known
 from jaxsep.numerics.dot import dot
@@ -73,6 +75,7 @@ class ToneFit(eqx.Module):
         tones_per_instrument: tones that each instrument may play at a time, at least 1: one number for all,
             or one for each.
         solver: how the tones are refined.
+        lowest, highest: bins between which fundamentals are.
 
     Example:
         >>> jaxsep.ToneFit(tones_per_instrument=2).objective.axis.num_bins
@@ -82,6 +85,8 @@ class ToneFit(eqx.Module):
     objective: LiftedLoss = LiftedLoss()
     tones_per_instrument: Polyphony = eqx.field(static=True, default=1)
     solver: LevenbergMarquardt = LevenbergMarquardt()
+    lowest: float | Float[Array, ""] = eqx.field(default=-math.inf, kw_only=True)
+    highest: float | Float[Array, ""] = eqx.field(default=math.inf, kw_only=True)
 
     def __check_init__(self):
         if np.min(self.tones_per_instrument) < 1:
@@ -90,6 +95,10 @@ class ToneFit(eqx.Module):
     def polyphony(self, num_instruments: int) -> tuple[int, ...]:
         """How many tones each of the instruments may play at a time."""
         return polyphony_of(self.tones_per_instrument, num_instruments)
+
+    def inside(self, position: Real[Array, "*shape"]) -> Bool[Array, "*shape"]:
+        """Whether a fundamental may be at a position in bins."""
+        return (position >= self.lowest) & (position <= self.highest)
 
 
 class Descent(eqx.Module):

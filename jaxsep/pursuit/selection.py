@@ -49,15 +49,23 @@ class PatternBank(eqx.Module):
 
 
 def select(
-    bank: PatternBank, residual: Float[Array, " bins"], lift: float
+    bank: PatternBank,
+    residual: Float[Array, " bins"],
+    lift: float,
+    lowest: float | Float[Array, ""] = -math.inf,
+    highest: float | Float[Array, ""] = math.inf,
 ) -> tuple[Float[Array, ""], Float[Array, ""], Int[Array, ""]]:
     """The tone that correlates best with a lifted residual: amplitude, position in bins, instrument.
 
     The amplitude `(correlation / ‖pattern‖)^(1/q)` is that of the best fit to the residual, 0 if nothing
-    correlates (P1, sparse pursuit).
+    correlates (P1, sparse pursuit). Between bounds in bins it is the best of the local maxima: what only
+    reaches in from outside is no tone there.
     """
-    correlation = bank.correlate(residual)
-    best = jnp.argmax(correlation)
+    correlation, bins = bank.correlate(residual), jnp.arange(bank.num_bins)
+    around = jnp.pad(correlation, ((0, 0), (1, 1)), constant_values=-jnp.inf)
+    top = (correlation >= around[:, :-2]) & (correlation >= around[:, 2:])
+    allowed = top & (bins >= lowest) & (bins <= highest)
+    best = jnp.argmax(jnp.where(allowed, correlation, 0))
     instrument, position = jnp.divmod(best, bank.num_bins)
     fit = jnp.maximum(correlation[instrument, position] * bank.inverse_norms[instrument], 0)
     return power(fit, 1 / lift), position.astype(residual.dtype), instrument.astype(jnp.int32)

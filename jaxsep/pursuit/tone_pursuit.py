@@ -60,6 +60,7 @@ class TonePursuit(ToneFit):
         tones_per_instrument: tones that each instrument may play at a time, at least 1: one number for all,
             or one for each.
         solver: how the tones are refined.
+        lowest, highest: bins between which fundamentals are; a round that moves one out does not count.
         improvement: β of P1, in (0, 1].
 
     Example:
@@ -136,7 +137,8 @@ class TonePursuit(ToneFit):
             frames=live,
             goal=goal,
         )
-        accepted = live & (refined.loss < goal)
+        inside = jnp.all(self.inside(refined.tones.fundamental) | ~refined.tones.active, axis=1)
+        accepted = live & (refined.loss < goal) & inside
         found = _resize(_compact(refined.tones), capacity)
         return _Progress(
             tones=jax.tree.map(lambda new, old: jnp.where(accepted[:, None], new, old), found, state.tones),
@@ -152,7 +154,7 @@ class TonePursuit(ToneFit):
         def best(frame):
             model = self.objective.model(theta[frame], harmonics[tones.instrument[frame]])
             residual = self.objective.lifted(spectra[frame]) - self.objective.lifted(model)
-            return select(bank, residual, self.objective.lift)
+            return select(bank, residual, self.objective.lift, self.lowest, self.highest)
 
         zero = jnp.zeros(num_frames, spectra.dtype)
         blank = zero, zero, jnp.zeros(num_frames, jnp.int32)

@@ -32,12 +32,15 @@ def separation_html(separation: Separation) -> str:
     """
     rate, mixture = separation.sample_rate, mixture_of(separation)
     duration = mixture.shape[-1] / rate
-    tracks = [np.atleast_2d(track)[:, : round(_LONGEST * rate)] for track in (mixture, *separation.stems)]
+    names, sounds = ["mixture", *separation.names], [mixture, *separation.stems]
+    if separation.noise is not None:
+        names, sounds = [*names, "noise"], [*sounds, separation.noise]
+    tracks = [np.atleast_2d(track)[:, : round(_LONGEST * rate)] for track in sounds]
     media, audio = encoded_tracks(tracks, rate)
     notes = separation.notes()
     return page_template("display.html").render(
         media=media,
-        tracks=list(zip(["mixture", *separation.names], audio, strict=True)),
+        tracks=list(zip(names, audio, strict=True)),
         duration=duration,
         heard=min(duration, _LONGEST),
         long=duration > _LONGEST,

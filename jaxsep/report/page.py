@@ -95,7 +95,8 @@ def listening_page(results: Results, scores: dict[str, Any] | None = None) -> st
         tracks.append(_track("stem", name[:1].upper() + name[1:], str(number + 1), values, number))
     samples = [results.mixture, *results.stems]
     if not is_silent:
-        tracks.append(_track("residual", "Residual", "R", levels(residual, results.sample_rate, "log")))
+        name = "Residual" if results.noise is None else "Noise"
+        tracks.append(_track("residual", name, "R", levels(residual, results.sample_rate, "log")))
         samples.append(residual)
     media, audio = encoded_tracks(samples, results.sample_rate)
     for track, data in zip(tracks, audio, strict=True):
@@ -108,6 +109,7 @@ def listening_page(results: Results, scores: dict[str, Any] | None = None) -> st
         tracks=tracks,
         media=media,
         is_silent=is_silent,
+        rest="residual" if results.noise is None else "noise",
         harmonics=np.asarray(results.dictionary.harmonics).tolist(),
         names=results.names,
         file=shlex.quote(results.document["input"]["file"]),

@@ -61,8 +61,11 @@ def overview_figure(separation: Separation) -> Figure:
 
 
 def mixture_of(separation: Separation) -> Float[np.ndarray, "*channels samples"]:
-    """What was separated, or the sum of the stems where that is not known."""
-    return separation.stems.sum(axis=0) if separation.mixture is None else separation.mixture
+    """What was separated, or the sum of stems and noise where that is not known."""
+    if separation.mixture is not None:
+        return separation.mixture
+    stems = separation.stems.sum(axis=0)
+    return stems if separation.noise is None else stems + separation.noise
 
 
 class _Shown(Figure):

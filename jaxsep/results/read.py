@@ -28,6 +28,7 @@ class Results:
     - `document`: content of `separation.json`.
     - `mixture`: `[channels, samples]`.
     - `stems`: `[instruments, channels, samples]`.
+    - `noise`: `[channels, samples]`, if it was kept apart.
     - `sample_rate`: in Hz.
     - `tones`: `[frames, tones]`, amplitudes in the recording's units, fundamentals in Hz; widths are those of
       a sinusoid, since the table has none.
@@ -46,6 +47,7 @@ class Results:
     dictionary: Dictionary
     names: list[str]
     notes: list[Note]
+    noise: Float[np.ndarray, "channels samples"] | None = None
 
 
 def read_results(folder: Path) -> Results:
@@ -56,20 +58,23 @@ def read_results(folder: Path) -> Results:
     """
     document = read_document(folder)
     mixture, sample_rate = read_audio(folder / document["mixture"])
-    stems = []
-    for name in document["stems"]:
+
+    def track(name):
         samples, rate = read_audio(folder / name, allow_silence=True)
         if (samples.shape, rate) != (mixture.shape, sample_rate):
             raise ValueError(
                 f"{folder / name} has another rate, length or number of channels than the mixture."
             )
-        stems.append(samples)
+        return samples
+
+    stems = np.stack([track(name) for name in document["stems"]])
+    noise = track(document["noise"]) if "noise" in document else None
     dictionary, tones, times, listed = _found(folder, document, mixture.shape[1] / sample_rate)
     names = document.get("names") or [default_name(number) for number in range(len(stems))]
     curves = follow_notes(listed, tones, times, dictionary)
     pairs = zip(listed, curves, strict=True)
     notes = [dataclasses.replace(note, times=curve.times, bend=curve.bend) for note, curve in pairs]
-    return Results(document, mixture, np.stack(stems), sample_rate, tones, times, dictionary, names, notes)
+    return Results(document, mixture, stems, sample_rate, tones, times, dictionary, names, notes, noise)
 
 
 def read_earlier(folder: Path) -> Earlier:

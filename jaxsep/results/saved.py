@@ -31,6 +31,7 @@ def load_separation(folder: str | os.PathLike) -> Separation:
     return Separation(
         stems=take(results.stems),
         mixture=take(results.mixture),
+        noise=None if results.noise is None else take(results.noise),
         sample_rate=results.sample_rate,
         dictionary=results.dictionary,
         cost_trace=_numbers(document, "cost_trace"),

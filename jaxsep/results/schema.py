@@ -25,12 +25,13 @@ def read_document(folder: Path) -> dict[str, Any]:
         raise ValueError(f"{folder} is not a folder; name one that jaxsep separate wrote.")
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
-        names = [document["mixture"], *document["stems"]]
+        tracks = [document["mixture"], *document["stems"]]
+        names = [*tracks, *([document["noise"]] if "noise" in document else [])]
         instruments = document.get("names", document["stems"])
         known = document["format"] == "jaxsep separation" and document["version"] == 1
         # A name with a folder in it would lead elsewhere.
-        plain = len(names) > 1 and all(name and Path(name).name == name for name in names)
-        known &= len(instruments) == len(names) - 1 and all(isinstance(name, str) for name in instruments)
+        plain = len(tracks) > 1 and all(name and Path(name).name == name for name in names)
+        known &= len(instruments) == len(tracks) - 1 and all(isinstance(name, str) for name in instruments)
         spacing = document["frame_spacing_s"]
         sensible = isinstance(spacing, float) and spacing > 0 and isinstance(document["input"]["file"], str)
     except FileNotFoundError:

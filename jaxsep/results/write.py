@@ -43,11 +43,12 @@ def write_results(
     found, length = [], 0
     with Tracks(folder, *audio) as tracks:
         for samples, piece in pieces:
-            tracks.append(samples, piece.stems, piece.sample_rate, piece.names)
+            tracks.append(samples, piece.stems, piece.sample_rate, piece.names, piece.noise)
             *kind, num_samples = piece.stems.shape
             length += num_samples
             # Not a slice, which would keep the stems in memory.
-            found.append(dataclasses.replace(piece, stems=np.zeros((*kind, 0), np.float32), mixture=None))
+            silent = {"stems": np.zeros((*kind, 0), np.float32), "mixture": None, "noise": None}
+            found.append(dataclasses.replace(piece, **silent))
     separation = Separation.joined(found)
     document = separation_document(separation, shape=(*kind, length), **about) | tracks.written
     separation.dictionary.save(folder / "dictionary.npz")
@@ -76,7 +77,7 @@ _LONGEST_NAME = 40
 
 
 class Tracks:
-    """Context manager that writes mixture and stems, in one piece or in many.
+    """Context manager that writes mixture, stems, and noise that is kept apart, in one piece or in many.
 
     Integers cannot hold more than full scale, which a stem may exceed where others cancel it: all tracks are
     then lowered alike, when the last piece is known.
@@ -85,8 +86,8 @@ class Tracks:
         folder: an existing one, which appears when it is complete.
         suffix, subtype: as for `write_audio`.
 
-    Afterwards `written` is what the document says of them: the names `mixture` and `stems`, and the `gain` in
-    dB.
+    Afterwards `written` is what the document says of them: the names `mixture`, `stems` and, if there is any,
+    `noise`, and the `gain` in dB.
     """
 
     def __init__(self, folder: Path, suffix: str, subtype: str):
@@ -99,15 +100,28 @@ class Tracks:
         return self
 
     def append(
-        self, mixture: np.ndarray, stems: np.ndarray, sample_rate: int, names: Sequence[str] = ()
+        self,
+        mixture: np.ndarray,
+        stems: np.ndarray,
+        sample_rate: int,
+        names: Sequence[str] = (),
+        noise: np.ndarray | None = None,
     ) -> None:
-        """A piece of the mixture, `[samples]` or `[channels, samples]`, and of the stems with their names."""
-        tracks = [np.atleast_2d(track) for track in (mixture, *stems)]
+        """A piece of the mixture, `[samples]` or `[channels, samples]`, of the stems, and of the noise.
+
+        Arguments:
+            mixture, stems, sample_rate: of the piece.
+            names: of the instruments.
+            noise: in each piece or in none.
+        """
+        apart = [] if noise is None else [noise]
+        tracks = [np.atleast_2d(track) for track in (mixture, *stems, *apart)]
         if not all(np.isfinite(track).all() for track in tracks):
             raise ValueError("the stems are not finite; other settings, or another seed, may help.")
         if not self._drafts:
             names = names or [default_name(number) for number in range(len(stems))]
             names = ["mixture", *(stem_name(number, name) for number, name in enumerate(names))]
+            names += [_NOISE] * len(apart)
             options = {"samplerate": sample_rate, "channels": len(tracks[0])}
             for path in (self._folder / f"{name}{self._suffix}" for name in names):
                 self._drafts[path] = soundfile.SoundFile(
@@ -129,8 +143,9 @@ class Tracks:
                 self._convert(path, gain)
             _draft(path).unlink()
         mixture, *stems = (path.name for path in self._drafts)
+        apart = {"noise": stems.pop()} if Path(stems[-1]).stem == _NOISE else {}
         decibels = round(20 * float(np.log10(gain)), 3)
-        self.written = {"mixture": mixture, "stems": stems, "gain_db": decibels}
+        self.written = {"mixture": mixture, "stems": stems, **apart, "gain_db": decibels}
 
     @contextmanager
     def _telling(self):
@@ -153,6 +168,9 @@ class Tracks:
                     # Rounding may pass full scale.
                     target.write(np.clip(gain * block, -1, 1) if gain < 1 else block)
 
+
+#: Name of the file of noise, without its suffix; stems have other names.
+_NOISE = "noise"
 
 #: Bytes of samples that the header of a WAV file can tell.
 _LARGEST_WAV = 2**32 - 2**16

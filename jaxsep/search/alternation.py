@@ -289,11 +289,21 @@ class _Frames(eqx.Module):
         peak = np.where(peak > 0, peak, 1)
         rows, factor = rows / peak[:, None], np.ones(len(rows))
         if self.begin is None:  # else the notes tell the octave
-            rows, factor = raise_octaves(rows)
+            rows, factor = raise_octaves(rows, self._room(tones, len(rows)))
         shift = self.model.objective.axis.bins_per_neper * np.log(factor)
         places = tones.fundamental + shift[tones.instrument]
         fields = tones.amplitude * peak[tones.instrument], places.astype(tones.fundamental.dtype)
         return eqx.tree_at(lambda t: (t.amplitude, t.fundamental), tones, fields), Dictionary(rows)
+
+    def _room(self, tones, number):
+        """By which factor the tones of each instrument may rise until on average they are too high."""
+        highest, axis = float(self.model.highest), self.model.objective.axis
+        means = np.full(number, -np.inf)
+        for instrument in range(number):
+            playing = tones.active & (tones.instrument == instrument)
+            if playing.any():
+                means[instrument] = tones.fundamental[playing].mean()
+        return jnp.asarray(np.exp(np.minimum((highest - means) / axis.bins_per_neper, 10)), jnp.float32)
 
     def refitted(self, tones: Tones, dictionary: Dictionary) -> _State:
         slots = tones.capacity // dictionary.num_instruments

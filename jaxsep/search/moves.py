@@ -106,19 +106,20 @@ def reselected(
 ) -> Tones:
     """The tones that correlate best with what all other instruments leave, instead of an instrument's own.
 
-    Traceable. Returns `[frames, alternatives, slots]`, the best first. Alternatives are at
-    least 5 bins from the tones they replace and from each other.
+    Traceable. Returns `[frames, alternatives, slots]`, the best first. Alternatives are within the model's
+    bounds, and at least 5 bins from the tones they replace and from each other.
     """
     objective, bank = model.objective, PatternBank.build(harmonics, model.objective)
     theta = pack(tones, objective.lift)
     mine = tones.instrument == instrument
     others = jnp.where((tones.active & ~mine)[..., None], theta, theta.at[..., 0].set(0))
     bins = jnp.arange(objective.axis.num_bins)
+    outside = ~model.inside(bins)
 
     def choose(spectrum, others, instruments, taken):
         rest = objective.lifted(spectrum) - objective.lifted(objective.model(others, harmonics[instruments]))
         correlation = bank.correlate(rest)[instrument]
-        near = jnp.any(jnp.abs(bins[:, None] - taken) < _APART, axis=1)
+        near = jnp.any(jnp.abs(bins[:, None] - taken) < _APART, axis=1) | outside
         found = []
         for _ in range(_ALTERNATIVES):
             correlation = jnp.where(near, 0, correlation)

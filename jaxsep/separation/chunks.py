@@ -56,6 +56,7 @@ def log_spectra(
     axis: LogAxis,
     peaks: PeakPursuit,
     advance: Callable[[], None],
+    lowest: float,
 ) -> Spectra:
     """Log-frequency spectrogram of a signal at the analysis rate: what rises above its noise, and the noise.
 
@@ -65,9 +66,11 @@ def log_spectra(
         axis: of the result.
         peaks: finds the peaks of each frame.
         advance: is called after each chunk.
+        lowest: frequency in Hz below which all is rumble, which counts for nothing.
     """
     num_frames = stft.num_frames(samples.shape[-1])
-    run = lambda frames, _: _log_spectra(excerpt_of(samples, stft, int(frames[0])), stft, axis, peaks)
+    given = stft, axis, peaks, jnp.asarray(lowest, jnp.float32)
+    run = lambda frames, _: _log_spectra(excerpt_of(samples, stft, int(frames[0])), *given)
     risen, total = zip(*over_chunks(run, num_frames, advance), strict=True)
     risen, total = np.concatenate(risen)[:num_frames], np.concatenate(total)[:num_frames]
     risen = without_hum(risen, axis)
@@ -79,16 +82,13 @@ def log_spectra(
 #: Least part of the magnitudes of a recording that rises above the noise where anything has a pitch.
 _PITCHED = 0.15
 
-#: In Hz: a quarter tone below the lowest note of a piano. What is lower is rumble.
-_LOWEST = 26.7
-
 
 @eqx.filter_jit
-def _log_spectra(excerpt, stft, axis, peaks):
+def _log_spectra(excerpt, stft, axis, peaks, lowest):
     """What rises above the noise, and the sum of all magnitudes of each frame."""
     magnitudes, linear = jnp.abs(analyse_chunk(excerpt, stft))[:, :-1], stft.axis(ANALYSIS_RATE)
     found = peaks(magnitudes).peaks
-    heard = found.active & (linear.to_hz(found.position) > _LOWEST)
+    heard = found.active & (linear.to_hz(found.position) > lowest)
     found = eqx.tree_at(
         lambda p: (p.amplitude, p.active), found, (jnp.where(heard, found.amplitude, 0), heard)
     )
@@ -113,7 +113,7 @@ def resynthesise(
         harmonics: of each tone.
         num_instruments: how many stems.
         stft: the transform whose frames the tones belong to.
-        settings: masking, share and phase iterations.
+        settings: masking, share, noise and phase iterations.
         advance: is called after each chunk of every phase iteration.
     """
     num_frames = stft.num_frames(samples.shape[1])
@@ -121,7 +121,8 @@ def resynthesise(
     power = total_power(stft, num_frames, samples.shape[1])
     # The masks count every tone a little before, after and beside itself, too.
     margin = round(_REACH * _LASTING * ANALYSIS_RATE / stft.hop)
-    options = num_instruments, stft, settings.masking, settings.share, margin
+    apart = settings.noise == "apart"
+    options = num_instruments, stft, settings.masking, settings.share, margin, apart
     for _ in range(settings.phase_iterations):
 
         def run(frames, exist, phases=phases):
@@ -140,8 +141,8 @@ def resynthesise(
     return stems
 
 
-@partial(jax.jit, static_argnums=(5, 6, 7, 9))
-def _stems(excerpt, phases, exist, tones, harmonics, num_instruments, stft, masking, share, margin):
+@partial(jax.jit, static_argnums=(5, 6, 7, 9, 10))
+def _stems(excerpt, phases, exist, tones, harmonics, num_instruments, stft, masking, share, margin, apart):
     model = instrument_spectra(tones, harmonics, num_instruments, stft, ANALYSIS_RATE)
     likely = _spread(model, stft, margin)
     model = model[:, margin : margin + exist.size]
@@ -149,10 +150,15 @@ def _stems(excerpt, phases, exist, tones, harmonics, num_instruments, stft, mask
     # Frames past the last one fill up the chunk; they are not part of the inverse.
     spectra = jnp.where(exist[:, None], spectra, 0)
     magnitude = jnp.abs(jnp.mean(spectra, axis=0))
-    # Nobody's noise is shared evenly, also where somebody plays; else it would come and go with the notes.
-    noise = jnp.where(share > 0, MEAN_NOISE * noise_level(magnitude), 0)
-    likely = likely + noise / num_instruments
-    masks = ratio_masks(likely, magnitude, share=share)
+    noise = MEAN_NOISE * noise_level(magnitude)
+    if apart:
+        # Nobody's noise, and what no tone explains, are like one more instrument, whose mask is the rest.
+        others = (noise + share * magnitude)[None]
+        masks = ratio_masks(jnp.concatenate([likely, others]), magnitude, share=0.0)[:-1]
+    else:
+        # Shared evenly, also where somebody plays; else it would come and go with the notes.
+        noise = jnp.where(share > 0, noise, 0)
+        masks = ratio_masks(likely + noise / num_instruments, magnitude, share=share)
 
     def stem(mask, magnitude, phase):
         def channel(mixture, own):

@@ -5,7 +5,7 @@ import importlib
 import itertools
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import equinox as eqx
@@ -65,8 +65,9 @@ class Separation(eqx.Module):
     - `seconds`: wall time of every stage.
     - `known`: notes that were known before, and how much they bind.
     - `mixture`: what was separated, `[samples]` or `[channels, samples]`; without it, as in parts, the sum of
-      the stems stands for it.
+      stems and noise stands for it.
     - `settings`: with which it was found.
+    - `noise`: what the stems are without, as the mixture is, if the settings keep it apart.
 
     In a notebook it shows itself: players for mixture and stems, the picture of `plot`, and the notes.
 
@@ -91,6 +92,7 @@ class Separation(eqx.Module):
     known: KnownNotes | None = eqx.field(static=True, default=None)
     mixture: Float[np.ndarray, "*channels samples"] | None = None
     settings: SeparationSettings | NeuralSettings | None = eqx.field(static=True, default=None)
+    noise: Float[np.ndarray, "*channels samples"] | None = None
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -152,18 +154,24 @@ class Separation(eqx.Module):
         fields = lambda s: (s.tones, s.times, s.loss, s.confidence)
         return eqx.tree_at(fields, self, jax.tree.map(lambda x: np.asarray(x)[chosen], fields(self)))
 
+    def map_sounds(self, change: Callable[..., np.ndarray], *others: "Separation") -> "Separation":
+        """The same with other stems, and noise if there is any: what `change` makes of them."""
+        sounds = ((each.stems, each.noise) for each in (self, *others))
+        stems, noise = jax.tree.map(change, *sounds)
+        return dataclasses.replace(self, stems=stems, noise=noise)
+
     def louder(self, factor: float) -> "Separation":
         """What would have been found in the samples times a factor."""
         if factor == 1:
             return self
-        fields = lambda s: (s.stems, s.tones.amplitude)
-        return eqx.tree_at(fields, self, jax.tree.map(lambda x: x * np.float32(factor), fields(self)))
+        loud = lambda x: x * np.float32(factor)
+        return eqx.tree_at(lambda s: s.tones.amplitude, self.map_sounds(loud), replace_fn=loud)
 
     @classmethod
     def joined(cls, parts: Sequence["Separation"]) -> "Separation":
         """The findings of all parts as those of one; times of their stages are added up.
 
-        Stems, dictionary, costs and losses of the restarts are those of the first part.
+        Stems, noise, dictionary, costs and losses of the restarts are those of the first part.
         """
         fields = lambda s: (s.tones, s.times, s.loss, s.confidence)
         joined = jax.tree.map(lambda *x: np.concatenate(x), *map(fields, parts))

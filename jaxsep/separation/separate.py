@@ -10,7 +10,6 @@ import os
 from collections.abc import Iterator
 from contextlib import nullcontext
 
-import equinox as eqx
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
@@ -80,8 +79,9 @@ def separate(
             gives the same result.
 
     Returns: stems at the rate and length of the input, and everything found on the way. They sum to the input
-    with masking, a share above 0 and one phase iteration, as by default. All of it is in memory, 0.4 MB of
-    spectra for each second besides the samples: `separate_parts` is for hours.
+    with masking, a share above 0 and one phase iteration, as by default, and together with noise that is kept
+    apart always. All of it is in memory, 0.4 MB of spectra for each second besides the samples:
+    `separate_parts` is for hours.
 
     Raises: `ValueError` for samples that are not finite, silent, or shorter than a window (0.256 s), for a
     dictionary whose number of instruments is not `num_instruments`, for notes that are no part of it, and for
@@ -114,8 +114,8 @@ def separate(
         known = known._replace(score=stages.aligned(spectra, known.score).within(duration))
     survey = stages.survey(spectra, num_instruments, dictionary, voices, key, known, earlier)
     found = stages.explain(part, spectra, survey)
-    found = eqx.tree_at(lambda s: s.stems, found, found.stems.reshape(num_instruments, *samples.shape))
-    return dataclasses.replace(found.louder(level), mixture=samples.astype(np.float32))
+    sounds = found.map_sounds(lambda x: x.reshape(*x.shape[:-2], *samples.shape))
+    return dataclasses.replace(sounds.louder(level), mixture=samples.astype(np.float32))
 
 
 def separate_parts(
@@ -143,8 +143,8 @@ def separate_parts(
         settings, voices, dictionary, progress, key: as for `separate`.
 
     Yields: the separation of every part, in order. Stems laid end to end are those of the recording, and
-    sum to it where those of `separate` do; `times` count from its beginning. `seconds`, `cost_trace` and
-    `confidence` are those of the part, and `restart_losses` those of the excerpts.
+    sum to it where those of `separate` do, as does the noise; `times` count from its beginning. `seconds`,
+    `cost_trace` and `confidence` are those of the part, and `restart_losses` those of the excerpts.
 
     Raises: `AudioError` for a file that cannot be read as a recording with sound, and what `separate` raises.
 
@@ -200,21 +200,28 @@ def _part(recording, first, length, hop) -> Part:
     return Part(channels, recording.sample_rate, analysed, skip, 2 * pairs)
 
 
-def _trimmed(found, recording, first, length, tail, stages) -> tuple[Separation, np.ndarray]:
+def _trimmed(found, recording, first, length, tail, stages) -> tuple[Separation, Separation]:
     """The separation of a part without what surrounds it, and what it has of the next one."""
     rate, hop = recording.sample_rate, stages.settings.hop
-    stems = found.stems[..., _CONTEXT * rate : (_CONTEXT + length + _FADE) * rate]
+    found = found.map_sounds(lambda x: x[..., _CONTEXT * rate : (_CONTEXT + length + _FADE) * rate])
     if tail is not None:
-        fade = np.linspace(0, 1, tail.shape[-1], dtype=np.float32)
-        stems[..., : tail.shape[-1]] = fade * stems[..., : tail.shape[-1]] + (1 - fade) * tail
+        found = found.map_sounds(_faded, tail)
     last = first + length >= recording.duration
     num_frames = stages.stft.num_frames(round(recording.num_samples * ANALYSIS_RATE / rate))
     stop = num_frames if last else min(num_frames, -(-(first + length) * ANALYSIS_RATE // hop))
     frames = np.round(found.times * ANALYSIS_RATE / hop).astype(int)
     mine = (frames * hop >= first * ANALYSIS_RATE) & (frames < stop)
-    found, tail = found.at_frames(mine), stems[..., length * rate :]
-    stems = stems[..., : min(length * rate, recording.num_samples - first * rate)]
-    return eqx.tree_at(lambda s: s.stems, found, stems), tail
+    size = min(length * rate, recording.num_samples - first * rate)
+    tail = found.map_sounds(lambda x: x[..., length * rate :])
+    return found.at_frames(mine).map_sounds(lambda x: x[..., :size]), tail
+
+
+def _faded(sound, tail):
+    """A sound that the tail of the one before fades into."""
+    size = tail.shape[-1]
+    fade = np.linspace(0, 1, size, dtype=np.float32)
+    begin = fade * sound[..., :size] + (1 - fade) * tail
+    return np.concatenate([begin, sound[..., size:]], axis=-1)
 
 
 def _loudest(energies: Float[np.ndarray, " seconds"]) -> list[int]:

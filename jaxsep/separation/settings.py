@@ -4,6 +4,7 @@ import dataclasses
 from typing import Any, ClassVar
 
 from jaxsep.checks import check_settings, described, setting
+from jaxsep.notes.note import read_frequency
 
 __all__ = ["METHODS", "NOTES_ARE", "PursuitSettings", "SeparationSettings"]
 
@@ -13,8 +14,22 @@ METHODS = ("pursuit", "blasso")
 #: How much notes bind that are known: they are all; or they stay, and the rest is searched; or they begin.
 NOTES_ARE = ("all", "held", "start")
 
+#: Hz between which fundamentals can be found at all, those of `LogAxis`.
+_RANGE = {"least": 20, "below": 20480}
+
 #: Restarts by default where the tones of each frame are found alone.
 _RESTARTS = 2
+
+
+def _numbers(text: str) -> int | tuple[int, ...]:
+    """One number, or several with commas between."""
+    try:
+        numbers = tuple(map(int, text.split(",")))
+    except ValueError:
+        raise ValueError(
+            f"expected a number, or one for each instrument such as 1,6, got {text!r}."
+        ) from None
+    return numbers if len(numbers) > 1 else numbers[0]
 
 
 @described
@@ -58,6 +73,23 @@ class SeparationSettings:
         "melody and a piano, whose stems then are in that order.",
         least=1,
         option="--tones T",
+        read=_numbers,
+    )
+    lowest: float = setting(
+        27.5,
+        "the lowest note that is looked for, in Hz; what is more than a quarter tone lower is nobody's.",
+        **_RANGE,
+        option="--lowest F",
+        help="The lowest note that is looked for, in Hz or such as A0; what is below is nobody's.",
+        read=read_frequency,
+    )
+    highest: float | None = setting(
+        None,
+        "the highest note that is looked for, in Hz; a fundamental is at most a quarter tone above it.",
+        **_RANGE,
+        option="--highest F",
+        help="The highest note that is looked for, in Hz or such as C#6.  [default: any]",
+        read=read_frequency,
     )
     restarts: int = setting(
         0,
@@ -105,6 +137,14 @@ class SeparationSettings:
         least=0,
         option="--share E",
     )
+    noise: str = setting(
+        "shared",
+        "what is done with noise, and with all else that no tone explains: shared evenly among the stems; or "
+        "kept apart, in a track of its own that the stems are without.",
+        choices=("shared", "apart"),
+        option="--noise",
+        help="shared: the stems share what is nobody's; apart: it is a track of its own.",
+    )
     phase_iterations: int = setting(
         1, "Griffin-Lim iterations; 1 takes the mixture's phase.", least=1, option="--phase-iterations I"
     )
@@ -125,6 +165,8 @@ class SeparationSettings:
         check_settings(self)
         if 6144 % self.hop:
             raise ValueError(f"hop: expected a divisor of 6144, got {self.hop}")
+        if self.highest is not None and self.highest <= self.lowest:
+            raise ValueError(f"highest: expected more than lowest={self.lowest:g} Hz, got {self.highest:g}")
 
 
 #: The name until version 0.1; it goes with the next.

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -50,6 +51,13 @@ _CORRECTED = 0.03
 
 #: How far apart in seconds frames offer each other their tones.
 _SPANS = (0.01, 0.02, 0.06, 0.13, 0.26)
+
+
+#: Half a semitone: how much lower or higher than the bounds of its pitch a note may be tuned.
+_QUARTER_TONE = 2 ** (1 / 24)
+
+#: Semitones around notes that are known, and may be beyond these bounds.
+_AROUND = 2.0
 
 
 class Part(NamedTuple):
@@ -110,14 +118,22 @@ class Stages:
     def __init__(self, settings: SeparationSettings, progress: Progress | None = None):
         self.settings, self.progress, self.clock = settings, listener(progress), Clock()
         self.stft, self.axis = GaussianSTFT(hop=settings.hop), LogAxis()
-        self.pursuit = TonePursuit(LiftedLoss(self.axis), settings.tones_per_instrument)
+        self.lowest = settings.lowest / _QUARTER_TONE
+        self.highest = math.inf if settings.highest is None else settings.highest * _QUARTER_TONE
+        self.pursuit = self._pursuit(settings.tones_per_instrument, self.lowest, self.highest)
+
+    def _pursuit(self, tones_per_instrument, lowest, highest):
+        """A pursuit with bounds in Hz, as arrays: one compiled program for all."""
+        bounds = {"lowest": lowest, "highest": highest}
+        bounds = {name: self.axis.to_bin(jnp.asarray(hz, jnp.float32)) for name, hz in bounds.items()}
+        return TonePursuit(LiftedLoss(self.axis), tones_per_instrument, **bounds)
 
     def spectra(self, samples: Float[np.ndarray, "channels samples"]) -> Spectra:
         """Log-frequency spectrogram of the average of channels (`mono`) at the analysis rate."""
         peaks = PeakPursuit.full() if self.settings.full_peaks else PeakPursuit()
         total = num_chunks(self.stft.num_frames(samples.shape[1]))
         with self.clock("spectrogram"), self.progress.stage("log-frequency spectrogram", total) as advance:
-            return log_spectra(mono(samples), self.stft, self.axis, peaks, advance)
+            return log_spectra(mono(samples), self.stft, self.axis, peaks, advance, self.lowest)
 
     def aligned(self, spectra: Spectra, score: Score) -> Score:
         """Notes at the times at which a whole recording plays them."""
@@ -200,6 +216,7 @@ class Stages:
         tones = jax.tree.map(np.asarray, found.tones.in_hz(self.axis, survey.peak))
         with self.clock("resynthesis"):
             stems = self._stems(part, tones, found.dictionary)
+        apart = self.settings.noise == "apart"
         frames = part.first_frame + np.arange(found.loss.size)
         return Separation(
             stems=stems,
@@ -214,6 +231,7 @@ class Stages:
             seconds=self.clock.taken(),
             known=survey.notes,
             settings=self.settings,
+            noise=part.channels - stems.sum(axis=0) if apart else None,
         )
 
     @property
@@ -224,15 +242,19 @@ class Stages:
         return pursue
 
     def _model(self, notes: KnownNotes | None, earlier: Earlier | None = None):
-        """How tones are fitted, in as many slots as the instruments play at a time."""
-        most = self.settings.tones_per_instrument
+        """How tones are fitted, in as many slots as the instruments play at a time, where they play."""
+        most, lowest, highest = self.settings.tones_per_instrument, self.lowest, self.highest
         if notes is not None:
             # Notes that were found, and merely ring on beside the next, had a place before.
             score = notes.score if earlier is None else _held(notes.score)
             pairs = zip(polyphony_of(most, score.num_instruments), score.polyphony(), strict=True)
             each = tuple(map(max, pairs))
             most = each if len(set(each)) > 1 else each[0]
-        return _with_tolerance(TonePursuit(LiftedLoss(self.axis), most), 1e-4)
+            pitches = [note.pitch for note in notes.score.notes] or [69.0]
+            hertz = lambda pitch: 440 * 2 ** ((pitch - 69) / 12)
+            lowest = min(lowest, hertz(min(pitches) - _AROUND))
+            highest = max(highest, hertz(max(pitches) + _AROUND))
+        return _with_tolerance(self._pursuit(most, lowest, highest), 1e-4)
 
     def _known(self, spectra, score, **options):
         """What notes say of every frame of a whole recording."""
@@ -319,7 +341,8 @@ class Stages:
         if stems.shape[-1] < num_samples:
             stems = np.pad(stems, [(0, 0), (0, 0), (0, num_samples - stems.shape[-1])])
         stems = stems[..., :num_samples]
-        if settings.masking and settings.share > 0 and settings.phase_iterations == 1:
+        shared = settings.noise == "shared" and settings.share > 0
+        if settings.masking and shared and settings.phase_iterations == 1:
             # What two resamplings lost, near the Nyquist frequency, is shared like all that no tone explains.
             stems = stems + (part.channels - stems.sum(axis=0)) / number
         return stems
