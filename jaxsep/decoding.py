@@ -261,8 +261,10 @@ class _FFmpeg(Sound):
 
         self._path, self._is_damaged = path, False
         options = {"format_whitelist": _CONTAINERS, "protocol_whitelist": "file"}
+        # Tags in another encoding are no reason to refuse a file; since version 19 PyAV never does.
+        tolerant = {"metadata_errors": "ignore"} if int(av.__version__.split(".")[0]) < 19 else {}
         # By the name of the protocol no part of a name is taken for one.
-        self._container = av.open(f"file:{place}", options=options, metadata_errors="ignore")
+        self._container = av.open(f"file:{place}", options=options, **tolerant)
         self._kind = self._container.format.name.split(",")[0]
         self._stream = next(iter(self._container.streams.audio), None)
         self._frames = self._decoded()

@@ -165,7 +165,7 @@ plt.show()
 settings = jaxsep.SeparationSettings(search="greedy", restarts=1, steps=24)
 result = jaxsep.separate(mixture[: 5 * rate], rate, 2, settings=settings, key=jax.random.key(0))
 print("seconds:", {stage: round(value, 1) for stage, value in result.seconds.items()})
-result.plot()
+result
 
 # %% [markdown]
 # **Answer**, for this device:

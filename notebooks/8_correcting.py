@@ -61,10 +61,6 @@ settings = jaxsep.SeparationSettings(hop=1024, rounds=1)
 blind = jaxsep.separate(mixture, RATE, 2, settings=settings, key=KEY)
 
 
-def notes_of(result):
-    return jaxsep.find_notes(result.tones, result.times, result.dictionary)
-
-
 def measured(result):
     """SDR in dB of each line, in the order of the truth."""
     return np.asarray(jaxsep.sdr_sir_sar_gain(truth, result.stems).sdr)
@@ -75,7 +71,7 @@ def draw(axes, result, title):
         edges = BEAT * np.arange(len(melody) + 1)
         axes.stairs(melody, edges, baseline=None, color=COLOURS[number], lw=6, alpha=0.2)
     order = np.asarray(jaxsep.sdr_sir_sar_gain(truth, result.stems).permutation).tolist()
-    for note in notes_of(result):
+    for note in result.notes():
         colour = COLOURS[order.index(note.instrument)]
         axes.plot([note.onset, note.offset], [note.pitch] * 2, color=colour, lw=2)
     axes.axvspan(*PASSAGE, color="0.95", zorder=0)
@@ -92,7 +88,7 @@ print("blind:", measured(blind).round(1), "dB")
 # as it was found.
 
 # %%
-found = notes_of(blind)
+found = blind.notes()
 within = lambda note: PASSAGE[0] < (note.onset + note.offset) / 2 < PASSAGE[1]
 corrected = [
     dataclasses.replace(note, instrument=1 - note.instrument, held=True) if within(note) else note
@@ -119,11 +115,14 @@ panels[0].set_ylabel("pitch (MIDI); wide: what is played")
 plt.show()
 
 # %% [markdown]
-# The first line before and after, and as it is.
+# The result as it shows itself, with its notes; then the first line before the correction, and as it is.
+
+# %%
+again
 
 # %%
 line = lambda result: result.stems[int(jaxsep.sdr_sir_sar_gain(truth, result.stems).permutation[0])]
-for track in (line(blind), line(again), truth[0]):
+for track in (line(blind), truth[0]):
     display(Audio(track, rate=RATE))
 
 # %% [markdown]

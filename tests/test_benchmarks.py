@@ -416,6 +416,38 @@ def test_solvers_of_spikes_agree(name, x64):
     assert spikes.certified_gap(kind, problem, nothing) > 0.1
 
 
+def test_solvers_of_spikes_take_turns(monkeypatch):
+    """A turn that compiles does not count, what is slow has one, and some solve a part of the problems."""
+    kind = spikes.Kind(None, ["first", "second", "third"])
+    nothing = Measure(np.empty(0), np.empty(0), np.empty(0, int))
+    calls, clock = {"compiled": [7.0, 2.0, 1.0], "quick": [3.0, 2.0, 1.0], "slow": [9.0, 9.0, 9.0]}, [0.0]
+
+    def contender(name, count, **more):
+        times = iter(calls[name])
+
+        def run():
+            clock[0] += next(times)
+            return [nothing] * count
+
+        return spikes.Contender(run, count, **more)
+
+    solvers = {
+        "compiled": contender("compiled", 3, compiles=True),
+        "quick": contender("quick", 3),
+        "slow": contender("slow", 2),
+    }
+    monkeypatch.setattr(spikes, "contenders", lambda kind: solvers)
+    monkeypatch.setattr(spikes, "certified_gap", lambda kind, found, measure: float(found == "first"))
+    monkeypatch.setattr(spikes, "PATIENCE", 5.0)
+    monkeypatch.setattr(spikes, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
+    rows = {row["solver"]: row for row in spikes.compare(kind, 1)}
+    assert rows["compiled"]["seconds"] == pytest.approx(2 / 3)
+    assert rows["quick"]["seconds"] == pytest.approx(2 / 3)
+    assert rows["slow"]["seconds"] == pytest.approx(9 / 2)
+    assert clock[0] == 7 + 2 + 3 + 2 + 9
+    assert [rows["slow"][field] for field in ("problems", "solved", "largest gap")] == [2, 1, 1]
+
+
 def test_the_table_of_solvers_of_spikes():
     row = {"spikes": 10.0, "gap": 1e-7, "largest gap": 2e-7, "solved": 3, "problems": 4}
     rows = [{"solver": "a", "seconds": 0.01, **row}, {"solver": "b", "seconds": 0.1, **row}]

@@ -40,6 +40,8 @@ def encoded(path, samples=NOISE, kind=None, rate=RATE, bit_rate=128_000, quality
         stream = file.add_stream(codec, rate=rate, layout="mono")
         stream.bit_rate = bit_rate
         if quality is not None:
+            if not hasattr(stream.codec_context, "global_quality"):
+                pytest.skip("PyAV before 17.1 writes no file by quality")
             stream.codec_context.flags |= 2  # variable rate, by quality
             stream.codec_context.global_quality = 118 * quality
         frame = av.AudioFrame.from_ndarray(np.atleast_2d(samples), format="fltp", layout="mono")

@@ -1,7 +1,10 @@
-"""What a separation returns, and what cannot be separated."""
+"""What a separation returns, and what cannot be separated.
+
+A result shows, writes and reads itself by rooms further down the stream, which its methods import when they
+are asked: finding it needs nothing of them. No other module does that (`tests/test_house.py`).
+"""
 
 import dataclasses
-import importlib
 import itertools
 import os
 import warnings
@@ -105,11 +108,15 @@ class Separation(eqx.Module):
 
         Each has the `confidence` of the search.
         """
-        return _later("separation.found", "notes_of")(self)
+        from jaxsep.separation.found import notes_of
+
+        return notes_of(self)
 
     def plot(self) -> "Figure":
         """The picture of `overview`, which a notebook shows; `savefig` writes it to a file."""
-        return _later("report.plots", "overview_figure")(self)
+        from jaxsep.report.plots import overview_figure
+
+        return overview_figure(self)
 
     def save(self, folder: str | os.PathLike, *, force: bool = False) -> None:
         """Writes the folder that `jaxsep separate` leaves, from which `load` reads everything back.
@@ -132,7 +139,9 @@ class Separation(eqx.Module):
             >>> np.array_equal(again.stems, result.stems), len(again.notes()) == len(result.notes())
             (True, True)
         """
-        _later("report.saved", "save_separation")(self, folder, force=force)
+        from jaxsep.report.saved import save_separation
+
+        save_separation(self, folder, force=force)
 
     @classmethod
     def load(cls, folder: str | os.PathLike) -> "Separation":
@@ -144,10 +153,14 @@ class Separation(eqx.Module):
         Raises: `ValueError`, one sentence, for a folder without results, and for a file that is missing,
         damaged, or does not belong to the others. Nothing is ever unpickled.
         """
-        return _later("results.saved", "load_separation")(folder)
+        from jaxsep.results.saved import load_separation
+
+        return load_separation(folder)
 
     def _repr_html_(self) -> str:
-        return _later("report.display", "separation_html")(self)
+        from jaxsep.report.display import separation_html
+
+        return separation_html(self)
 
     def at_frames(self, chosen: Bool[np.ndarray, " frames"]) -> "Separation":
         """What was found in some of the frames; the stems stay as they are."""
@@ -180,14 +193,6 @@ class Separation(eqx.Module):
             seconds[name] = seconds.get(name, 0.0) + value
         first = eqx.tree_at(fields, parts[0], joined)
         return dataclasses.replace(first, seconds=seconds)
-
-
-def _later(module: str, name: str) -> Any:
-    """A function of a room further down the stream, which writes or shows results.
-
-    It is named here, and imported when it is first asked for: finding a result needs nothing of showing it.
-    """
-    return getattr(importlib.import_module(f"jaxsep.{module}"), name)
 
 
 def level_of(samples: np.ndarray) -> float:
