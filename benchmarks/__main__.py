@@ -11,6 +11,7 @@ from benchmarks.commands import (
     evidence,
     fidelity,
     gradients,
+    instruments,
     known,
     neural,
     notes,
@@ -51,6 +52,7 @@ for module in (
     corrections,
     evidence,
     gradients,
+    instruments,
     training,
 ):
     app.command(module.__name__.rpartition(".")[2])(module.main)

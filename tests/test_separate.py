@@ -396,11 +396,11 @@ def test_a_dictionary_of_another_size():
         ),
         (
             {"tones_per_instrument": (1, 0)},
-            "tones_per_instrument: expected an integer of at least 1, or one for each instrument, got (1, 0)",
+            "tones_per_instrument: expected an integer of at least 1, or one for each instrument, got \\(1, 0\\)",
         ),
         (
             {"tones_per_instrument": (1, 2, 2)},
-            "tones_per_instrument: expected 2 numbers, one for each instrument, got (1, 2, 2)",
+            "tones_per_instrument: expected 2 numbers, one for each instrument, got \\(1, 2, 2\\)",
         ),
         ({"restarts": True}, "restarts: expected an integer of at least 0, got True"),
         ({"steps": 0}, "steps: expected an integer of at least 1, got 0"),
