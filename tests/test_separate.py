@@ -385,6 +385,12 @@ def test_a_dictionary_of_another_size():
         separate(mixture(), RATE, 3, dictionary=true_dictionary(), key=KEY)
 
 
+def test_tones_of_another_number_of_instruments():
+    settings = dataclasses.replace(SETTINGS, tones_per_instrument=(1, 2, 2))
+    with pytest.raises(ValueError, match="tones_per_instrument: expected 2 numbers, one for each instrument"):
+        separate(mixture(), RATE, 2, settings=settings, key=KEY)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -397,10 +403,6 @@ def test_a_dictionary_of_another_size():
         (
             {"tones_per_instrument": (1, 0)},
             "tones_per_instrument: expected an integer of at least 1, or one for each instrument, got \\(1, 0\\)",
-        ),
-        (
-            {"tones_per_instrument": (1, 2, 2)},
-            "tones_per_instrument: expected 2 numbers, one for each instrument, got \\(1, 2, 2\\)",
         ),
         ({"restarts": True}, "restarts: expected an integer of at least 0, got True"),
         ({"steps": 0}, "steps: expected an integer of at least 1, got 0"),
