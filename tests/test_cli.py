@@ -163,7 +163,8 @@ class TestSeparate:
         code, out, _ = run("separate", "mix.wav", "-n", 2, "-o", "out", "--json", "--no-cache", *arguments)
         assert code == 0
         assert getattr(quick[0][3], name) == value != getattr(SeparationSettings(), name)
-        assert json.loads(out)["settings"][name] == json.loads(json.dumps(value))
+        written = json.loads(out)["settings"][name]
+        assert (tuple(written) if isinstance(written, list) else written) == value
 
     def test_the_fast_preset_leaves_what_is_given(self, workplace, quick):
         run("separate", "mix.wav", "-n", 2, "-o", "out", "--fast", "--no-cache")
