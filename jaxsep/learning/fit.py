@@ -49,7 +49,7 @@ def fit_dictionary(
 ) -> Dictionary:
     """The harmonics of least mean loss at given tones, whatever the pitch.
 
-    By Levenberg–Marquardt over all frames at once.
+    By Levenberg–Marquardt over at most 512 frames at once, evenly spaced.
 
     The unknowns are the harmonics to the power q: so the lifted spectrum of partials that do not overlap is
     linear in them, as it is in the tones' amplitudes.
