@@ -59,7 +59,7 @@ def fit_dictionary(
         spectra: magnitudes with a peak of about 1.
         tones: of every frame, `[frames, slots]`.
         dictionary: to begin with; an instrument that does not play stays as it is.
-        max_steps: at most so many evaluations of all frames.
+        max_steps: at most so many evaluations of these frames.
 
     Returns: harmonics whose peaks are where the tones' amplitudes put them, near 1.
 
