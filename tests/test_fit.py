@@ -53,6 +53,16 @@ def test_missing_harmonics_vanish_and_return():
     np.testing.assert_allclose(again, DICTIONARY, atol=1e-3)
 
 
+def test_of_many_frames_evenly_spaced_ones_teach():
+    # Every third of more than 1024, here; what lies between is wrong and goes unheard.
+    spectra, tones, start = recording(np.float32)
+    frame = np.arange(1026)
+    spectra, tones = jax.tree.map(lambda x: np.asarray(x)[frame // 3 % len(spectra)], (spectra, tones))
+    spectra[frame % 3 > 0] = spectra[frame % 3 > 0, ::-1]
+    found = fit_dictionary(OBJECTIVE, spectra, tones, start).harmonics
+    np.testing.assert_allclose(found, DICTIONARY, atol=1e-3)
+
+
 def test_an_instrument_that_does_not_play_stays():
     spectra, tones, start = recording(np.float32, frames=((Note(1, 0.5, 140.0),), (Note(1, 0.7, 163.2),)))
     found = fit_dictionary(OBJECTIVE, spectra, tones, start).harmonics

@@ -119,6 +119,20 @@ def test_arrange_gives_each_instrument_as_many_tones_as_it_may_play():
     assert notes_of(tones) == [(0, 80), (1, 20), (1, 50), (1, 90)]
 
 
+def test_an_exchange_leaves_nobody_more_than_he_may_play():
+    # Exchanged, the three tones would be right; but the first instrument may play one alone.
+    right = (Note(0, 0.9, 150), Note(0, 0.8, 150 + 5 * SEMITONE), Note(1, 0.7, 150 + 9 * SEMITONE))
+    tones = pack_notes([right], 3)
+    wrong = eqx.tree_at(lambda t: t.instrument, tones, 1 - tones.instrument)
+    found = Hypotheses(arrange(wrong, 2, (1, 2)), np.full(1, 1e3, np.float32))
+    voices = VoiceModel.free().fit(found.tones, 2, (1, 2), AXIS, 1e4)
+    assert (voices.slots(4), voices.slots(6)) == ((1, 2), (2, 3))
+    parts = render_notes(right)[None].astype(np.float32), Dictionary(jnp.asarray(DICTIONARY, jnp.float32))
+    after = explore(PURSUIT, *parts, found, voices, exchanged(found.tones, 2)).found
+    assert after.loss[0] < 1e3
+    assert np.sum(after.tones.active[0] & (after.tones.instrument[0] == 0)) == 1
+
+
 def test_arrange_keeps_tones_of_equal_loudness():
     assert notes_of(arrange(sketch((1, 50, 0.2), (1, 60, 0.2)), 2, 2)) == [(1, 50), (1, 60)]
 
