@@ -27,9 +27,9 @@ def tones_of(frames, slots=2):
     return blank
 
 
-def voices(surprisal=None, scale=1.0, model=MODEL, limit=1):
+def voices(surprisal=None, scale=1.0, model=MODEL, limit=1, noise=0.0):
     surprisal = jnp.zeros((2, AXIS.num_bins)) if surprisal is None else surprisal
-    return Voices(model, surprisal, jnp.float32(scale), AXIS, limit)
+    return Voices(model, surprisal, jnp.float32(scale), jnp.float32(noise), AXIS, limit)
 
 
 def one(tones):
@@ -45,6 +45,11 @@ def test_costs_of_the_tones_of_a_frame():
     assert prior.sounding(frame) == pytest.approx(2 * (0.3 + 0.3 + 0.2 * float(register)), rel=1e-5)
     assert voices(surprisal, limit=2).sounding(frame) == pytest.approx(0.3 + 0.2 * float(register), rel=1e-5)
     assert prior.sounding(one(tones_of([[]]))) == 0
+    # Where there is noise, a tone costs more, and nothing else does.
+    noisy = voices(surprisal, scale=2.0, noise=0.5)
+    assert noisy.sounding(frame) - prior.sounding(frame) == pytest.approx(0.5 * 0.3, rel=1e-4)
+    step = one(tones_of([[]])), frame
+    assert noisy.changing(*step) == prior.changing(*step)
 
 
 @pytest.mark.parametrize(

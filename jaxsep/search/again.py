@@ -93,7 +93,8 @@ class SearchAgain(eqx.Module):
         now = _where(touched, listed, arrange(tones, number, most))
         dictionary, found = self._suited(model, dry, bound(now), dictionary)
         advance("")
-        scale, trace = max(float(found.loss.mean()) + noise, LEAST_SCALE), []
+        noise, trace = 0.5 * noise, []
+        scale = max(float(found.loss.mean()) + noise, LEAST_SCALE)
 
         def explored(spectra, found, voices, offer) -> Exploration:
             done = _explored(model, spectra, found, dictionary, voices, offer, touched, known)
@@ -101,7 +102,7 @@ class SearchAgain(eqx.Module):
             advance(f"cost {done.cost:.3f}")
             return done
 
-        playing = number, model.tones_per_instrument, model.objective.axis, scale
+        playing = number, model.tones_per_instrument, model.objective.axis, scale, noise
         costs = lambda found: strict(self.voices).fit(found.tones, *playing)
         small = lambda spectra, tones, number, dictionary: moves(
             model, spectra, dictionary.harmonics, tones, self.spans

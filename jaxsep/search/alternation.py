@@ -136,8 +136,9 @@ class Alternation(eqx.Module):
             spacing: of the frames, in seconds.
             advance: hears of every start and every exploration.
             dry: the spectra without what only rings on (`foreground`); by default they are the same.
-            noise: mean loss of a frame by noise that the spectra are without; what tones cost is relative to
-                it, too, as where nothing but noise is left unexplained everything else would be free.
+            noise: mean loss of a frame by noise that the spectra are without; half of it counts as loss where
+                costs are relative to that, as otherwise everything would be free where all but noise is
+                explained, and tones cost more by the other half.
             find: begins, with each frame by itself.
             begin: notes that take the place of what was found; then there is one start for each dictionary,
                 and one way.
@@ -150,7 +151,17 @@ class Alternation(eqx.Module):
         dry = spectra if dry is None else dry
         near = tuple(sorted({max(1, round(span / self.stride)) for span in self.spans}))
         notes = [None if each is None else each.every(self.stride) for each in (begin, known)]
-        few = _Frames(model, dry[:: self.stride], near, self.stride * spacing, self.voices, 1.0, tick, *notes)
+        few = _Frames(
+            model,
+            dry[:: self.stride],
+            near,
+            self.stride * spacing,
+            self.voices,
+            1.0,
+            0.5 * noise,
+            tick,
+            *notes,
+        )
         given = () if isinstance(dictionaries, int) else dictionaries
         if not given and not (self.learn and begin is None and known is None):
             raise ValueError(
@@ -163,7 +174,7 @@ class Alternation(eqx.Module):
             starts = [few.begun(start.tones, start.dictionary) for start in starts]
             if known is None and not (given and number == 1):
                 starts.append(few.one_sound(find, number, size))
-        scale = max(float(starts[0].found.loss.mean()) + noise, LEAST_SCALE)
+        scale = max(float(starts[0].found.loss.mean()) + few.noise, LEAST_SCALE)
         few = eqx.tree_at(lambda frames: frames.scale, few, scale)
         for _ in range(self.rounds):
             ends = sorted((self._round(few, start) for start in starts), key=few.total)
@@ -172,8 +183,10 @@ class Alternation(eqx.Module):
         state = starts[0]
 
         # What was wrong at first made the loss, and with it the costs, larger than they should be.
-        scale = max(float(state.found.loss.mean()) + noise, LEAST_SCALE)
-        frames = _Frames(model, dry, self.spans, spacing, strict(self.voices), scale, tick, begin, known)
+        scale = max(float(state.found.loss.mean()) + few.noise, LEAST_SCALE)
+        frames = _Frames(
+            model, dry, self.spans, spacing, strict(self.voices), scale, few.noise, tick, begin, known
+        )
         # A given dictionary sounds from here on as it was learned.
         dictionary = state.dictionary if self.learn else dictionaries[0]
         state = frames.refitted(
@@ -232,6 +245,7 @@ class _Frames(eqx.Module):
     spacing: float
     voices: VoiceModel | Voices
     scale: float
+    noise: float
     tick: Callable[[], None]
     begin: Known | None = None
     known: Known | None = None
@@ -311,9 +325,8 @@ class _Frames(eqx.Module):
 
     def costs(self, state: _State) -> Voices:
         model, number = self.model, state.dictionary.num_instruments
-        return self.voices.fit(
-            state.tones, number, model.tones_per_instrument, model.objective.axis, self.scale
-        )
+        playing = number, model.tones_per_instrument, model.objective.axis
+        return self.voices.fit(state.tones, *playing, self.scale, self.noise)
 
     def total(self, state: _State) -> float:
         """What a state costs, lines included."""

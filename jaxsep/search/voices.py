@@ -24,13 +24,14 @@ __all__ = ["Path", "VoiceModel", "Voices", "best_path"]
 class VoiceModel(eqx.Module):
     """Costs of a recording's tones beyond the lifted loss L, in units of the recording's mean loss s.
 
-    `C = Σ_frames L + s Σ_frames ( λ·K + λ'·K' + γ Σ_k ln(p₀ / p_η(μ_k)) + χ·X + κ/2·(begins + ends) )`
+    `C = Σ_frames ( L + νλK ) + s Σ_frames ( λK + λ'K' + γ Σ_k ln(p₀ / p_η(μ_k)) + χX + κ/2·(begins + ends) )`
 
     for K tones in a frame, K' of them beyond what their instrument plays at a time, at positions μ_k. The
     register p_i is the density of an instrument's pitches, estimated from its tones over the recording, and
     p₀ that of an even spread over two octaves. X counts the pairs of tones of which the one whose instrument
     plays higher over the recording is the lower one. A tone begins or ends where its instrument has none
-    nearby in pitch in the frame before or after.
+    nearby in pitch in the frame before or after. Noise of loss ν, of which the spectra were freed, may still
+    pass for a tone here and there, so that tones cost more where there is noise.
 
     Arguments:
         register: γ ≥ 0.
@@ -63,17 +64,23 @@ class VoiceModel(eqx.Module):
         return cls(register=0.0, crossing=0.0, change=0.0, sounding=0.0, ringing=0.0)
 
     def fit(
-        self, tones: Tones, num_instruments: int, tones_per_instrument: Polyphony, axis: LogAxis, scale: float
+        self,
+        tones: Tones,
+        num_instruments: int,
+        tones_per_instrument: Polyphony,
+        axis: LogAxis,
+        scale: float,
+        noise: float = 0.0,
     ) -> "Voices":
-        """The costs for a recording whose tones `[frames, tones]` are roughly known; `scale` is s."""
+        """The costs where tones `[frames, tones]` are roughly known, with scale s and noise ν."""
         surprisal = jnp.asarray(_surprisal(tones, num_instruments, axis, self.smoothing), jnp.float32)
         # Arrays: one compiled program for all costs.
-        model, scale = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), (self, scale))
-        return Voices(model, surprisal, scale, axis, tones_per_instrument)
+        model, scale, noise = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), (self, scale, noise))
+        return Voices(model, surprisal, scale, noise, axis, tones_per_instrument)
 
 
 class Voices(eqx.Module):
-    """A `VoiceModel` for one recording: surprisal `ln(p₀ / p_i)` of every bin, and the scale s.
+    """A `VoiceModel` for one recording: surprisal `ln(p₀ / p_i)` of every bin, the scale s and noise ν.
 
     The usual height of an instrument is the mean position of its register.
     """
@@ -81,6 +88,7 @@ class Voices(eqx.Module):
     model: VoiceModel
     surprisal: Float[Array, "instruments bins"]
     scale: Float[Array, ""]
+    noise: Float[Array, ""]
     axis: LogAxis
     tones_per_instrument: Polyphony = eqx.field(static=True)
 
@@ -108,13 +116,14 @@ class Voices(eqx.Module):
         pairs = tones.active[:, None] & tones.active
         higher = height[:, None] > height + self._near()  # instruments of one register cannot cross
         crossed = pairs & higher & (tones.fundamental[:, None] < tones.fundamental - self._near())
+        number = jnp.sum(tones.active)
         costs = (
-            self.model.sounding * jnp.sum(tones.active)
+            self.model.sounding * number
             + self.model.crossing * jnp.sum(crossed)
             + self.model.ringing * jnp.sum(beyond)
             + self.model.register * jnp.sum(register)
         )
-        return self.scale * costs
+        return self.scale * costs + self.noise * self.model.sounding * number
 
     def changing(self, before: Tones, after: Tones) -> Float[Array, ""]:
         """Cost of the step from the tones of one frame to those of the next."""
