@@ -7,11 +7,13 @@ import numpy as np
 import pytest
 from marks import DOUBLE_IS_SLOW
 
+from jaxsep.neural.inputs import harmonic_stack, network_inputs, num_inputs
 from jaxsep.neural.losses import PredictionLoss, magnitude_distance, radial_distance
 from jaxsep.neural.network import PartialPrediction, PolicyNetwork, ToneNetwork, render_tone
 from jaxsep.neural.partials import RIDGE, Partials, fit_harmonics, safe_abs, safe_phase
 from jaxsep.neural.policy import Choice, Policy
 from jaxsep.neural.prediction import predict
+from jaxsep.neural.settings import NeuralSettings
 from jaxsep.neural.unet import Convolution, TransposedConvolution, UNet
 from jaxsep.signal.axes import LinearAxis
 
@@ -80,6 +82,47 @@ def test_impossible_networks():
         UNet.create(1, 1, strides=(4,), widths=(4,), key=key)(jnp.zeros((10, 1)))
     with pytest.raises(ValueError, match="method: expected 'auto', 'matmul' or 'conv', got 'fft'"):
         Convolution(jnp.zeros((1, 1, 1)), None, 1, "fft")(jnp.zeros((4, 1)))
+
+
+# ---- Inputs and the start ----------------------------------------------------------------------------------
+
+
+def test_the_stack_shows_each_bin_its_harmonics(x64):
+    row = np.abs(array(2, 30, seed=3))
+    got = harmonic_stack(jnp.asarray(row), 4)
+    factors = [1 / 3, 1 / 2, 1, 2, 3, 4]
+    bins = np.arange(30)
+    for number, (factor, which) in enumerate((f, w) for f in factors for w in range(2)):
+        expected = np.interp(factor * bins, bins, row[which], right=0)
+        np.testing.assert_allclose(got[number], expected, atol=1e-12)
+
+
+def test_the_network_sees_the_lifted_frame_and_what_is_left_of_it(x64):
+    frame, modelled = spectrum(1), jnp.stack([0.3 * spectrum(2), 0 * spectrum(1)])
+    seen = network_inputs(frame, modelled, 0.1 * modelled, 3)
+    assert seen.shape == (96, num_inputs(2, 3))
+    left = np.asarray(frame - modelled[0])
+    np.testing.assert_allclose(seen[:, 0], (left / np.sqrt(np.abs(left))).real, atol=1e-3)
+    # Of the stack, after two subharmonics of four spectra.
+    np.testing.assert_allclose(seen[:, 15 + 8], np.sqrt(np.abs(frame)), atol=1e-3)
+    np.testing.assert_allclose(seen[:48, 15 + 12], np.sqrt(np.abs(frame))[::2], atol=1e-3)
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_a_network_begins_without_preferences(seed, x64):
+    """Or its policy is collapsed before the first step, and nothing is ever tried."""
+    options = {"strides": (4, 4), "widths": (8, 8), "bounds": (10.0, 60.0), "key": jax.random.key(seed)}
+    network, frame = ToneNetwork.create(2, **options), spectrum(seed)
+    policy = network(frame, PartialPrediction.nothing(frame, 2))
+    logits = NeuralSettings.small().coolest * policy.logits()
+    choices = jax.nn.softmax(logits)
+    entropy = -jnp.sum(choices * jnp.log(jnp.maximum(choices, 1e-30)))
+    assert float(entropy) > 0.9 * np.log(2 * 51)
+    assert float(policy.entropy()) == pytest.approx(float(entropy), rel=1e-5)
+    assert 10 <= int(policy.mode().bin) <= 60
+    assert bool(policy.mode().present)
+    # The direct prediction begins with the frame itself.
+    np.testing.assert_allclose(policy.parameters(policy.mode()).direct, frame, atol=1e-6)
 
 
 # ---- Tones -------------------------------------------------------------------------------------------------
@@ -242,7 +285,7 @@ def test_features_have_their_scales_and_silence_is_finite(dtype):
     policy = network(frame, PartialPrediction.nothing(frame, 2))
     assert policy.features.shape == (96, 2, 9)
     assert policy.features.dtype == dtype
-    np.testing.assert_allclose(np.exp(network.log_scales), [1e4, 1, 3, 1, 30, 30, 1, 1, 1e3], rtol=1e-5)
+    np.testing.assert_allclose(np.exp(network.log_scales), [100, 1, 3, 1, 1, 1, 1, 1, 1], rtol=1e-5)
     harmonics = jnp.ones((2, 4), dtype)
     found = jax.jit(lambda z: predict(network, harmonics, z, AXIS))(frame)
     for leaf in jax.tree.leaves(found):

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from jaxsep.learning.adam import instrument_adamax
-from jaxsep.neural import loop
+from jaxsep.neural import checkpoint, loop
 from jaxsep.neural.checkpoint import load_checkpoint, save_checkpoint
 from jaxsep.neural.loop import train
 from jaxsep.neural.settings import NeuralSettings
@@ -106,12 +106,15 @@ def test_adamax_takes_the_largest_harmonic_of_each_instrument(x64):
 
 @pytest.mark.slow
 def test_resuming_continues_bit_for_bit(tmp_path, monkeypatch):
-    monkeypatch.setattr(loop, "STEPS_PER_LINE", 2)
-    whole = train(trainer(), start(), SAMPLES)
-    train(trainer(steps=3), start(), SAMPLES, checkpoint=tmp_path / "kept.npz", source="a")
-    state = load_checkpoint(tmp_path / "kept.npz", trainer(), "a")
+    monkeypatch.setattr(loop, "STEPS_PER_LINE", 3)
+    whole = train(trainer(hold=3), start(), SAMPLES)
+    train(trainer(hold=3), start(), SAMPLES, checkpoint=tmp_path / "kept.npz", source="a", minutes=1e-9)
+    state = load_checkpoint(tmp_path / "kept.npz", trainer(hold=3), "a")
     assert int(state.step) == 3
-    assert_same(train(trainer(), state, SAMPLES), whole)
+    # Until here the dictionary was held; now it is found.
+    np.testing.assert_array_equal(state.harmonics, start().harmonics)
+    assert_same(train(trainer(hold=3), state, SAMPLES), whole)
+    assert np.max(np.abs(whole.harmonics - start().harmonics)) > 0.01
 
 
 def test_an_interruption_keeps_what_was_learned(tmp_path, monkeypatch):
@@ -159,7 +162,7 @@ def test_a_loss_that_is_not_finite_ends_the_training_and_spoils_nothing(tmp_path
     assert_same(load_checkpoint(path, trainer(), ""), start())
 
 
-def test_checkpoints_are_checked_before_they_are_trusted(tmp_path):
+def test_checkpoints_are_checked_before_they_are_trusted(tmp_path, monkeypatch):
     path, state = tmp_path / "kept.npz", start()
     save_checkpoint(path, trainer(), state, "a")
     assert_same(load_checkpoint(path, trainer(), "a"), state)
@@ -171,6 +174,10 @@ def test_checkpoints_are_checked_before_they_are_trusted(tmp_path):
 
     refused("there is no file", tmp_path / "none.npz")
     refused("belongs to another recording", source="b")
+    monkeypatch.setattr(checkpoint, "_VERSION", 1)
+    save_checkpoint(tmp_path / "older.npz", trainer(), state, "a")
+    monkeypatch.undo()
+    refused("is of a version of jaxsep whose network sees other inputs", tmp_path / "older.npz")
     refused("expected widths", made=trainer(widths=(6, 8, 9)))
     refused("expected num_instruments 3", made=Trainer(TINY, 3))
     whole = path.read_bytes()

@@ -1,8 +1,10 @@
-"""The U-Net and its training (P2): blocks, variance of the gradient, steps beside PyTorch, memory, pieces."""
+"""The U-Net and its training (P2): blocks, variance of the gradient, steps beside PyTorch, what it learns."""
 
 import dataclasses
+import itertools
 import json
 import time
+from pathlib import Path
 from typing import Annotated, Any
 
 import equinox as eqx
@@ -14,6 +16,7 @@ from matplotlib.figure import Figure
 
 from benchmarks.common import (
     PICTURES,
+    RESULTS,
     Report,
     SomePieces,
     answer,
@@ -26,8 +29,11 @@ from benchmarks.common import (
     scores,
     split_list,
 )
+from benchmarks.neural_task import reference_task, solve
 from jaxsep.audio import resample
+from jaxsep.neural.checkpoint import load_checkpoint
 from jaxsep.neural.imitation import Guide
+from jaxsep.neural.inputs import num_inputs
 from jaxsep.neural.loop import train
 from jaxsep.neural.losses import PredictionLoss
 from jaxsep.neural.network import PartialPrediction, ToneNetwork
@@ -36,42 +42,60 @@ from jaxsep.neural.training import Trainer, train_step
 from jaxsep.separation.neural import predict_stems, spectral_peak
 from jaxsep.separation.separate import separate
 
+#: Evaluations of the network at a time: those of the second tone of a frame, with three samples of the first.
+_AT_ONCE = 3
+
 PIECES = "k487_08_recorder_violin,k487_11_flute_clarinet"
 PICTURE = PICTURES / "neural_learning.png"
-PARTS = ("blocks", "variance", "torch", "paper", "pieces")
+PARTS = ("blocks", "variance", "torch", "paper", "task", "pieces")
+
+#: How a training begins: with nothing, or with steps that imitate a pursuit.
+STARTS = {"blind": NeuralSettings.small(), "imitation": NeuralSettings.guided()}
 
 
 def main(
     quick: bool = False,
-    parts: Annotated[str, typer.Option(help="Of blocks, variance, torch, paper, pieces.")] = "",
+    parts: Annotated[
+        str, typer.Option(help="Of blocks, variance, torch, paper, task, pieces; paper-run needs a GPU.")
+    ] = "",
     pieces: SomePieces = PIECES,
+    starts: Annotated[str, typer.Option(help="Of the pieces: blind, imitation.")] = ",".join(STARTS),
     seeds: Annotated[str, typer.Option(help="Numbers, separated by commas.")] = "0,1,2",
     minutes: Annotated[float, typer.Option(help="Training of each run.", min=0.01)] = 40.0,
     seconds: Annotated[float, typer.Option(help="Use the start of each piece alone.", min=0.3)] = 20.0,
 ) -> None:
     """Speed, memory and variance of the training, and what it separates."""
     chosen = split_list(parts) or list(PARTS)
+    seeds = [int(seed) for seed in split_list(seeds)][: 1 if quick else None]
+    names = split_list(pieces)[: 1 if quick else None]
     report = Report("neural", quick=quick)
     if "blocks" in chosen:
-        found = blocks(4 if quick else 48)
+        found = blocks(3 if quick else 48)
         report.part("blocks", found, "One evaluation, and with its derivative", blocks_table(found))
     if "variance" in chosen:
         found = variance(4 if quick else 200)
         report.part("variance", found, "Variance of the gradient by the features", variance_table(found))
     if "torch" in chosen:
-        found = beside_torch(4 if quick else 48)
+        found = beside_torch(3 if quick else 48)
         report.part("torch", found, "Forward and backward of the network", torch_table(found))
     if "paper" in chosen:
         found = call_worker("benchmarks.commands.neural", {"batch": 1 if quick else 12}, {})
         report.part("paper", found, "One step with P2's sizes", str(found))
+    if "task" in chosen:
+        found = [run for seed in seeds for run in tasks(seed, 3 if quick else None)]
+        report.part("task", found, "Instruments and bins of unseen frames", tasks_table(found))
     if "pieces" in chosen:
-        for name in split_list(pieces)[: 1 if quick else None]:
-            for seed in [int(s) for s in split_list(seeds)][: 1 if quick else None]:
-                run = learn_piece(name, 3.0 if quick else seconds, 0.1 if quick else minutes, seed)
-                report.add(run, json.dumps(run["final"]))
+        for name, start, seed in itertools.product(names, split_list(starts), seeds):
+            run = learn_piece(name, 3.0 if quick else seconds, 0.1 if quick else minutes, seed, start)
+            report.add(run, json.dumps(run["final"]))
         if not quick:
             draw(report.document["runs"])
         print(f"\nFirst {seconds:g} s, gain-only dB\n\n{pieces_table(report.document['runs'])}")
+    if "paper-run" in chosen:
+        for name, seed in itertools.product(names, seeds):
+            kept = RESULTS / f"paper_run_{name}_{seed}.npz"
+            run = learn_piece(name, seconds, minutes, seed, "blind", NeuralSettings.paper(), kept)
+            report.add(run, json.dumps(run["final"]))
     report.end()
 
 
@@ -100,14 +124,21 @@ def evaluate(network, frames):
 
 @eqx.filter_jit
 def differentiate(network, frames):
-    """The derivative of their mean square."""
-    square = lambda n: jnp.mean(jax.vmap(lambda z: n.unet(_inputs(z)))(frames) ** 2)
-    return eqx.filter_grad(square)(network)
+    """The derivative of their mean square, of so many frames at a time as in training."""
+
+    def add(total, part):
+        square = lambda n: jnp.sum(jax.vmap(lambda z: n.unet(_inputs(z)))(part) ** 2)
+        return jax.tree.map(jnp.add, total, eqx.filter_grad(square)(network)), None
+
+    nothing = jax.tree.map(jnp.zeros_like, eqx.filter(network, eqx.is_array))
+    return jax.lax.scan(add, nothing, frames.reshape(-1, _AT_ONCE, frames.shape[1]))[0]
 
 
 def _inputs(frame):
     """As many channels as the network of two instruments takes."""
-    return jnp.tile(jnp.stack([frame.real, frame.imag, jnp.abs(frame)], axis=1), (1, 5))
+    channels = num_inputs(2, NeuralSettings.small().stacked)
+    columns = jnp.stack([frame.real, frame.imag, jnp.abs(frame)], axis=1)
+    return jnp.tile(columns, (1, channels // 3 + 1))[:, :channels]
 
 
 def blocks(count: int) -> list[dict[str, Any]]:
@@ -235,18 +266,20 @@ def beside_torch(count: int) -> dict[str, float]:
                 x = torch.cat([x, skip], dim=1)
             return self.head(x)
 
-    model = Net(15, 18)
+    model = Net(num_inputs(2, options.stacked), 18)
     counts = sum(p.numel() for p in model.parameters()), _size(network.unet)
     if counts[0] != counts[1]:
         raise AssertionError(f"the networks have {counts} parameters")
     x = torch.from_numpy(np.array(jax.vmap(_inputs)(frames)).swapaxes(1, 2).copy())
 
-    def run():
+    def run(at_once):
         model.zero_grad()
-        (model(x) ** 2).mean().backward()
+        for part in x.split(at_once):
+            (model(part) ** 2).sum().backward()
         return 0
 
-    there = measure(run).minimum
+    # Whatever suits PyTorch better.
+    there = min(measure(lambda n=n: run(n)).minimum for n in (_AT_ONCE, count))
     return {"jaxsep": here, "torch": there, "batch": count, "torch version": torch.__version__}
 
 
@@ -284,20 +317,63 @@ def paper_step(batch: int) -> dict[str, float]:
     }
 
 
+# ---- A task whose answers are known ------------------------------------------------------------------------
+
+
+def tasks(seed: int, num_steps: int | None) -> list[dict[str, Any]]:
+    """A random network, with the true dictionary and with none."""
+    runs = []
+    task = reference_task()
+    for name, start in (("true", task.instruments), ("none", None)):
+        state = task.start(start, key=jax.random.key(seed))
+        steps = num_steps or {"true": 300, "none": 600}[name]
+        runs.append({"dictionary": name, "seed": seed, "curve": solve(task, state, steps)})
+    return runs
+
+
+def tasks_table(runs) -> str:
+    """Markdown of `tasks`: when 95 (90) % are right, and at the end."""
+    rows = []
+    for run in runs:
+        wanted, last = 0.95 if run["dictionary"] == "true" else 0.9, run["curve"][-1]
+        reached = next((point for point in run["curve"] if point["right"] >= wanted), None)
+        when = f"{reached['seconds']:.0f} s, {reached['steps']} steps" if reached else "never"
+        cells = [run["dictionary"], str(run["seed"]), f"{100 * wanted:.0f} %: {when}"]
+        rows.append(
+            cells
+            + [f"{last[k]:.3f}" for k in ("right", "bins")]
+            + [f"{last['seconds']:.0f} s, {last['steps']}"]
+        )
+    header = ["dictionary", "seed", "reached after", "instrument and bin", "bin", "at the end of"]
+    return markdown_table(header, rows)
+
+
 # ---- Pieces ------------------------------------------------------------------------------------------------
 
 
-def learn_piece(name: str, seconds: float, minutes: float, seed: int) -> dict[str, Any]:
-    """A training run: SDR in its course, and at its end beside the pursuit's."""
+def learn_piece(
+    name: str,
+    seconds: float,
+    minutes: float,
+    seed: int,
+    start: str,
+    settings: NeuralSettings | None = None,
+    checkpoint: Path | None = None,
+) -> dict[str, Any]:
+    """A training run: SDR in its course and at its end, beside that of a pursuit to imitate."""
     piece = load_piece(name, seconds)
-    trainer = Trainer(NeuralSettings.small(), len(piece.instruments))
-    rate = trainer.settings.rate
-    pursued = separate(piece.mixture, piece.sample_rate, len(piece.instruments), key=jax.random.key(seed))
-    spacing = float(pursued.times[1]) * rate
-    guide = Guide.of(pursued.tones, spacing, trainer.num_instruments, trainer.axis)
+    if settings is None:
+        settings = STARTS[start]
+    trainer = Trainer(settings, len(piece.instruments))
+    rate, key = settings.rate, jax.random.key(seed)
+    pursued = guide = None
+    if settings.imitation:
+        pursued = separate(piece.mixture, piece.sample_rate, len(piece.instruments), key=key)
+        spacing = float(pursued.times[1]) * rate
+        guide = Guide.of(pursued.tones, spacing, trainer.num_instruments, trainer.axis, trainer.bounds)
     samples = resample(piece.mixture[None].astype(np.float32), piece.sample_rate, rate)
     samples = samples / spectral_peak(samples[0], trainer)
-    curve, every = [], min(30.0, 20 * minutes)
+    curve, every = [], min(240.0, 20 * minutes)
 
     def figures(state):
         stems = predict_stems(trainer, state, samples)
@@ -311,45 +387,41 @@ def learn_piece(name: str, seconds: float, minutes: float, seed: int) -> dict[st
     def watch(state, elapsed):
         if elapsed >= every * (len(curve) + 1):
             found = figures(state)
-            mean = float(np.mean(found["direct"]["sdr"]))
-            curve.append(
-                {"minutes": elapsed / 60, "step": int(state.step), "sdr": mean, "loss": found["loss"]}
-            )
+            means = {k: round(float(np.mean(found["direct"][k])), 2) for k in ("sdr", "sir", "sar")}
+            spent = {"step": int(state.step), "cpu_seconds": round(time.process_time() - begin)}
+            curve.append({"minutes": elapsed / 60, **spent, **means, "loss": found["loss"]})
+            print(curve[-1], flush=True)
 
-    state = trainer.start(pursued.dictionary.harmonics, key=jax.random.key(seed))
-    state = train(trainer, state, jnp.asarray(samples[0]), guide=guide, minutes=minutes, watch=watch)
-    final = {"piece": name, "seed": seed, "steps": int(state.step), **figures(state)}
-    final["pursuit"] = scores(piece.stems, pursued.stems)
+    state = trainer.start(pursued and pursued.dictionary.harmonics, key=key)
+    if checkpoint is not None and checkpoint.exists():
+        state = load_checkpoint(checkpoint, trainer, name)
+    options = {"guide": guide, "minutes": minutes, "checkpoint": checkpoint, "source": name}
+    begin = time.process_time()
+    state = train(trainer, state, jnp.asarray(samples[0]), watch=watch, **options)
+    final = {"piece": name, "start": start, "seed": seed, "steps": int(state.step), **figures(state)}
+    final["cpu_seconds"] = time.process_time() - begin
+    if pursued is not None:
+        final["pursuit"] = scores(piece.stems, pursued.stems)
     return {"final": final, "curve": curve}
 
 
 def pieces_table(runs) -> str:
     """Markdown: each run, and mean and spread over the seeds of each piece."""
-    header = [
-        "piece",
-        "seed",
-        "steps",
-        "direct SDR",
-        "SIR",
-        "SAR",
-        "dictionary SDR",
-        "SIR",
-        "pursuit SDR",
-        "SIR",
-    ]
+    header = ["piece", "start", "seed", "steps", "direct SDR", "SIR", "SAR", "dictionary SDR", "SIR"]
+    header += ["pursuit SDR", "SIR"]
+    columns = [("direct", "sdr"), ("direct", "sir"), ("direct", "sar")]
+    columns += [(kind, figure) for kind in ("modelled", "pursuit") for figure in ("sdr", "sir")]
     rows = []
     for run in runs:
         final = run["final"]
-        cells = [final["piece"], str(final["seed"]), str(final["steps"])]
-        cells += [decibels(final["direct"][k]) for k in ("sdr", "sir", "sar")]
-        cells += [decibels(final[kind][k]) for kind in ("modelled", "pursuit") for k in ("sdr", "sir")]
-        rows.append(cells)
-    for name in dict.fromkeys(run["final"]["piece"] for run in runs):
-        mine = [run["final"] for run in runs if run["final"]["piece"] == name]
-        spread = lambda kind, k, mine=mine: np.array([np.mean(final[kind][k]) for final in mine])
-        cell = lambda x: f"{x.mean():.2f} ± {x.std():.2f}"
-        cells = [f"**{name}**", "", ""] + [cell(spread("direct", k)) for k in ("sdr", "sir", "sar")]
-        cells += [cell(spread(kind, k)) for kind in ("modelled", "pursuit") for k in ("sdr", "sir")]
+        cells = [str(final[k]) for k in ("piece", "start", "seed", "steps")]
+        rows.append(cells + [decibels(final[a][b]) if a in final else "" for a, b in columns])
+    for kind in dict.fromkeys((run["final"]["piece"], run["final"]["start"]) for run in runs):
+        mine = [run["final"] for run in runs if (run["final"]["piece"], run["final"]["start"]) == kind]
+        cells = [f"**{kind[0]}**", kind[1], "", ""]
+        for a, b in columns:
+            means = np.array([np.mean(final[a][b]) for final in mine if a in final])
+            cells.append(f"{means.mean():.2f} ± {means.std():.2f}" if means.size else "")
         rows.append(cells)
     return markdown_table(header, rows)
 
@@ -363,10 +435,13 @@ def draw(runs) -> None:
     for run in runs:
         name, seed = run["final"]["piece"], run["final"]["seed"]
         time_ = [point["minutes"] for point in run["curve"]]
-        label = name.split("_", 2)[-1].replace("_", ", ") if seed == runs[0]["final"]["seed"] else None
+        start = run["final"]["start"]
+        label = name.split("_", 2)[-1].replace("_", ", ") + f" ({start})"
+        label = label if seed == runs[0]["final"]["seed"] else None
         for axis, key in zip(axes, ("sdr", "loss"), strict=True):
             values = [point[key] for point in run["curve"]]
-            axis.plot(time_, values, ".-", color=colours[names.index(name) % 4], label=label, alpha=0.8)
+            line = ".-" if start == "blind" else ".--"
+            axis.plot(time_, values, line, color=colours[names.index(name) % 4], label=label, alpha=0.8)
     for axis, label in zip(
         axes, ("mean SDR of the direct prediction in dB", "mean loss of a frame"), strict=True
     ):

@@ -175,7 +175,10 @@ def separate(
     ] = 120.0,
     preset: Annotated[
         Literal[PRESETS],
-        typer.Option(help="Sizes of the network of neural: small suits CPUs, paper needs a GPU."),
+        typer.Option(
+            help="Network of neural: small suits CPUs, guided does, too, and imitates the pursuit first; "
+            "paper and published need a GPU."
+        ),
     ] = "small",
     minutes: Annotated[
         float | None, typer.Option(metavar="M", min=0, help="Budget of the training of neural.")

@@ -18,7 +18,7 @@ from jaxsep.neural.training import Trainer, TrainingState
 __all__ = ["load_checkpoint", "save_checkpoint"]
 
 _FORMAT = "jaxsep training"
-_VERSION = 1
+_VERSION = 3
 
 
 def save_checkpoint(path: str | os.PathLike, trainer: Trainer, state: TrainingState, source: str) -> None:
@@ -88,6 +88,8 @@ def _training_settings(settings: NeuralSettings):
 def _mismatch(path, name, wanted, got):
     if name == "settings" and isinstance(got, dict):
         name, wanted, got = next((k, v, got.get(k)) for k, v in wanted.items() if got.get(k) != v)
+    if name == "version":
+        return f"checkpoint: {path} is of a version of jaxsep whose network sees other inputs: train anew"
     if name == "recording":
         return f"checkpoint: {path} belongs to another recording"
     return f"checkpoint: expected {name} {wanted} in {path}, got {got}"

@@ -35,9 +35,10 @@ class Estimator(eqx.Module):
     """A loss whose gradient estimates that of the expected loss over the policy's samples (P2).
 
     Samples form a tree: each tone branches from the samples of the tone before, which share one evaluation of
-    the network. The k-th of several branches is drawn from p^τ_k, with τ spaced geometrically from 1 to
-    `coolest`; a single branch inherits the τ of its parent. So (9, 1) are nine independent joint samples, as
-    published, at ten evaluations of the network; (3, 3) are nine that share, at four.
+    the network. So (9, 1) are nine independent joint samples, as published, at ten evaluations of it; (3, 3)
+    are nine that share, at four. P2 explores by tempering: the k-th of several branches is drawn from p^τ_k,
+    with τ spaced geometrically from 1 to `coolest`; a single branch inherits the τ of its parent. A policy
+    that begins without preferences explores by itself.
 
     The gradient of the dictionary weighs joint samples by their importance `softmax_g(log p - log p^τ)`.
 
@@ -62,8 +63,8 @@ class Estimator(eqx.Module):
     loss: PredictionLoss
     axis: LinearAxis
     branches: tuple[int, ...] = eqx.field(static=True)
-    coolest: float = eqx.field(static=True, default=0.01)
-    score_weight: float = eqx.field(static=True, default=0.1)
+    coolest: float = eqx.field(static=True, default=1.0)
+    score_weight: float = eqx.field(static=True, default=1.0)
     baseline: str = eqx.field(static=True, default="leave-one-out")
 
     def __check_init__(self):
@@ -106,7 +107,8 @@ class Estimator(eqx.Module):
         key: PRNGKeyArray,
     ) -> Rollout:
         """Samples of all tones of a frame, with their losses."""
-        fixed = jax.lax.stop_gradient(harmonics)
+        tempered = self.coolest < 1
+        fixed = jax.lax.stop_gradient(harmonics) if tempered else harmonics
         nothing = PartialPrediction.nothing(frame, network.num_instruments)
         nodes = jax.tree.map(lambda x: x[None], (nothing, nothing.modelled))
         tempers, log_ratio = jnp.ones(1, frame.real.dtype), jnp.zeros(1, frame.real.dtype)
@@ -116,10 +118,11 @@ class Estimator(eqx.Module):
             choice, sampled, true = policy.sample(temper, key=key)
             tone = ToneSpectrum.of(choice, policy.parameters(choice), harmonics.shape[1], self.axis)
             modelled, direct = tone.modelled(fixed), tone.direct()
-            # The same spectrum once more, as a function of the dictionary alone.
-            again = jax.lax.stop_gradient(tone).modelled(harmonics)
-            mine = (jnp.arange(learned.shape[0]) == choice.instrument)[:, None]
-            learned = jnp.where(mine, again, learned)
+            if tempered:
+                # The same spectrum once more, as a function of the dictionary alone.
+                again = jax.lax.stop_gradient(tone).modelled(harmonics)
+                mine = (jnp.arange(learned.shape[0]) == choice.instrument)[:, None]
+                learned = jnp.where(mine, again, learned)
             return predicted.add(choice, modelled, direct), learned, sampled, true
 
         for depth, count in enumerate(self.branches):
@@ -140,8 +143,10 @@ class Estimator(eqx.Module):
             tempers = temper
 
         predicted, learned = nodes
-        weight = jax.nn.softmax(log_ratio) * log_ratio.shape[0]
-        modelled = predicted.modelled + _scale_gradient(learned, weight[:, None, None])
+        modelled = predicted.modelled
+        if tempered:  # otherwise all weights are 1
+            weight = jax.nn.softmax(log_ratio) * log_ratio.shape[0]
+            modelled = modelled + _scale_gradient(learned, weight[:, None, None])
         terms = jax.vmap(lambda y, direct, present: self.loss.terms(frame, y, direct, present))(
             modelled, predicted.direct, predicted.present
         )

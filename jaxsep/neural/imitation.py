@@ -1,5 +1,7 @@
 """Learning from tones that someone else found, before the policy finds its own: a start for P2's training."""
 
+import math
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -42,6 +44,7 @@ class Guide(eqx.Module):
         spacing: float,
         num_instruments: int,
         axis: LinearAxis,
+        bounds: tuple[float, float] = (1.0, math.inf),
     ) -> "Guide":
         """From the tones `[frames, tones]` of a `Separation`; the loudest of each instrument counts.
 
@@ -49,11 +52,13 @@ class Guide(eqx.Module):
             tones: fundamentals in Hz.
             spacing: samples between their frames, at the rate of the training.
             num_instruments: c.
-            axis: of the training's frames; tones beyond it are taken for absent.
+            axis: of the training's frames.
+            bounds: lowest and highest bin; tones beyond them, or the axis, are taken for absent.
         """
         found = jax.tree.map(np.asarray, tones)
         bins = np.rint(found.fundamental / float(axis.to_hz(jnp.asarray(1.0)))).astype(np.int32)
-        heard = found.active & (found.amplitude > 0) & (bins >= 1) & (bins < axis.num_bins)
+        heard = found.active & (found.amplitude > 0) & (bins >= bounds[0]) & (bins <= bounds[1])
+        heard &= (bins >= 0) & (bins < axis.num_bins)
         # [frames, instruments, tones]: how loud each tone is as one of the instrument's.
         number = np.arange(num_instruments)[:, None]
         loudness = np.where(

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 
 from jaxsep.neural.checkpoint import save_checkpoint
 from jaxsep.neural.imitation import Guide
-from jaxsep.neural.training import StepReport, Trainer, TrainingState, train_step
+from jaxsep.neural.training import StepReport, Trainer, TrainingState, find_dictionary, train_step
 
 __all__ = ["STEPS_PER_LINE", "train"]
 
@@ -38,6 +38,8 @@ def train(
 ) -> TrainingState:
     """Trains up to the number of steps in the settings, or for so many minutes.
 
+    A dictionary that was not given is found on the way, as pitches are (`Trainer.with_dictionary`).
+
     Arguments:
         trainer: what a step does.
         state: to begin with; its memory is used again, so that it cannot be used afterwards.
@@ -57,6 +59,7 @@ def train(
     """
     total, reports = trainer.settings.steps, []
     first = step = int(state.step)
+    blind = bool(state.blind)
     if step < min(total, trainer.settings.imitation) and guide is None:
         raise ValueError(f"guide: expected one for {trainer.settings.imitation} steps of imitation, got none")
     begin = saved = time.monotonic()
@@ -69,8 +72,11 @@ def train(
     save()  # so that a file that cannot be written is known before anything is lost
     try:
         while step < total:
-            compiling = step in (first, trainer.settings.imitation)
+            found = blind and trainer.finds_dictionary(step)
+            compiling = found or step in (first, trainer.settings.imitation)
             before = time.monotonic()
+            if found:
+                state = find_dictionary(trainer, state, samples)
             here = guide if step < trainer.settings.imitation else None
             state, report = train_step((trainer, samples, here), state)
             step += 1

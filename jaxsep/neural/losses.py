@@ -6,13 +6,13 @@ from jaxtyping import Array, Complex, Float
 
 from jaxsep.neural.partials import safe_abs
 
-__all__ = ["LossTerms", "PredictionLoss", "magnitude_distance", "radial_distance"]
+__all__ = ["LossTerms", "PredictionLoss", "lift_factor", "magnitude_distance", "radial_distance"]
 
 #: δ of the lift, for spectra with a peak of about 1 (P2).
 OFFSET = 1e-7
 
 
-def _lift_factor(magnitude):
+def lift_factor(magnitude: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     """`|x|_½ / |x|` with `|x|_½ = (|x| + δ)^½ - δ^½`, without cancellation or a division by 0."""
     return 1 / (jnp.sqrt(magnitude + OFFSET) + OFFSET**0.5)
 
@@ -20,12 +20,12 @@ def _lift_factor(magnitude):
 def magnitude_distance(a: Complex[Array, " bins"], b: Complex[Array, " bins"]) -> Float[Array, ""]:
     """`d_abs`: mean over the bins of `(|a|_½ - |b|_½)²`."""
     a, b = safe_abs(a), safe_abs(b)
-    return jnp.mean((a * _lift_factor(a) - b * _lift_factor(b)) ** 2)
+    return jnp.mean((a * lift_factor(a) - b * lift_factor(b)) ** 2)
 
 
 def radial_distance(a: Complex[Array, " bins"], b: Complex[Array, " bins"]) -> Float[Array, ""]:
     """`d_rad`: mean over the bins of the squared distance of a and b, magnitudes lifted and phases kept."""
-    difference = a * _lift_factor(safe_abs(a)) - b * _lift_factor(safe_abs(b))
+    difference = a * lift_factor(safe_abs(a)) - b * lift_factor(safe_abs(b))
     return jnp.mean(difference.real**2 + difference.imag**2)
 
 

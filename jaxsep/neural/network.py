@@ -1,13 +1,16 @@
-"""The network applied to a frame: inputs from the predictions so far, features out, tones rendered."""
+"""The network applied to a frame with the predictions so far: features out, tones rendered."""
 
 import abc
+import math
 from collections.abc import Sequence
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Complex, Float, Int, PRNGKeyArray
 
-from jaxsep.neural.partials import Partials, fit_harmonics, safe_abs, safe_phase
+from jaxsep.neural.inputs import network_inputs, num_inputs
+from jaxsep.neural.partials import Partials, fit_harmonics, safe_phase
 from jaxsep.neural.policy import FEATURES, Choice, Policy, ToneParameters
 from jaxsep.neural.unet import UNet
 from jaxsep.signal.axes import LinearAxis
@@ -79,10 +82,15 @@ class PolicyNetwork(eqx.Module):
 class ToneNetwork(PolicyNetwork):
     """A U-Net that sees the frame, and what the predictions so far leave of it (P2).
 
+    At first every choice is as likely as any other, so that samples differ and there is something to learn
+    from; P2 does not say how it begins. The direct prediction is a correction of what is left of the frame.
+
     Arguments:
         unet: along frequency.
         log_scales: logarithms of the features' scales.
         num_instruments: c.
+        stacked: harmonics of each bin that it sees; with 0 the inputs are P2's.
+        bounds: lowest and highest bin that it may choose.
 
     Example:
         >>> from jaxsep.neural.network import PartialPrediction
@@ -95,6 +103,8 @@ class ToneNetwork(PolicyNetwork):
     unet: UNet
     log_scales: Float[Array, " features"]
     num_instruments: int = eqx.field(static=True)
+    stacked: int = eqx.field(static=True)
+    bounds: tuple[float, float] = eqx.field(static=True)
 
     @classmethod
     def create(
@@ -104,13 +114,18 @@ class ToneNetwork(PolicyNetwork):
         strides: Sequence[int],
         widths: Sequence[int],
         kernel: int = 5,
+        stacked: int = 12,
+        bounds: tuple[float, float] = (0.0, math.inf),
+        logit_scale: float = 100.0,
         method: str = "auto",
         key: PRNGKeyArray,
     ) -> "ToneNetwork":
-        """Random weights."""
-        inputs = 2 * (3 + 2 * num_instruments) + 1
+        """Random weights, but for those of the features, which are 0: no choice is preferred.
+
+        The amplitude's alone are not: at 0 its magnitude has no slope.
+        """
         unet = UNet.create(
-            inputs,
+            num_inputs(num_instruments, stacked),
             FEATURES * num_instruments,
             strides=strides,
             widths=widths,
@@ -118,18 +133,25 @@ class ToneNetwork(PolicyNetwork):
             method=method,
             key=key,
         )
-        return cls(unet, Policy.initial_scales(), num_instruments)
+        last = unet.head[-1].weight
+        amplitude = jnp.arange(last.shape[2]) % FEATURES == 1
+        unet = eqx.tree_at(lambda u: u.head[-1].weight, unet, jnp.where(amplitude, last, 0))
+        return cls(unet, Policy.initial_scales(logit_scale), num_instruments, stacked, bounds)
 
     def __call__(self, frame: Complex[Array, " bins"], predicted: PartialPrediction) -> Policy:
         """Distributions over the next tone of a frame."""
-        columns = []
-        for rows in (predicted.modelled, predicted.direct):
-            residual = frame - jnp.sum(rows, axis=0)
-            columns += [residual.real, residual.imag, safe_abs(residual), *rows.real, *rows.imag]
+        seen = network_inputs(frame, predicted.modelled, predicted.direct, self.stacked)
         num_bins = frame.shape[0]
-        columns.append(jnp.linspace(0.01, 0, num_bins, dtype=columns[0].dtype))
-        features = self.unet(jnp.stack(columns, axis=1)).reshape(num_bins, self.num_instruments, FEATURES)
-        return Policy(features * jnp.exp(self.log_scales), predicted.playing)
+        features = self.unet(seen).reshape(num_bins, self.num_instruments, FEATURES)
+        features = features * jnp.exp(self.log_scales)
+        left = jax.lax.stop_gradient(frame - jnp.sum(predicted.direct, axis=0))[:, None]
+        direct = left * jax.lax.complex(1 + features[..., 6], features[..., 7])
+        features = features.at[..., 6].set(direct.real).at[..., 7].set(direct.imag)
+        bins = jnp.arange(num_bins)
+        outside = ((bins < self.bounds[0]) | (bins > self.bounds[1]))[:, None, None]
+        never = jnp.finfo(features.dtype).min / 8  # finite, so that derivatives are
+        forbidden = outside & (jnp.arange(FEATURES) == 0)
+        return Policy(jnp.where(forbidden, never, features), predicted.playing)
 
 
 class ToneSpectrum(eqx.Module):

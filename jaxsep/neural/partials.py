@@ -74,12 +74,36 @@ def fit_harmonics(partials: Partials, spectrum: Complex[Array, " bins"]) -> Comp
     system = gram + RIDGE * jnp.eye(position.shape[0], dtype=gram.dtype)
     target = partials.correlate(spectrum)
     both = jnp.stack([target.real, target.imag], axis=1)
-    factor = jax.scipy.linalg.cho_factor(jax.lax.stop_gradient(system))
-    # Derivatives need two more solutions with the same factor, instead of those of the factorisation.
-    real, imag = jax.lax.custom_linear_solve(
-        lambda c: dot(system, c), both, lambda _, b: jax.scipy.linalg.cho_solve(factor, b), symmetric=True
-    ).T
+    inverse = _inverse(jax.lax.stop_gradient(system))
+    # Derivatives need another product with the same inverse, instead of those of the elimination.
+    solve = lambda _, b: _refined(system, inverse, b)
+    real, imag = jax.lax.custom_linear_solve(lambda c: dot(system, c), both, solve, symmetric=True).T
     return jax.lax.complex(real, imag)
+
+
+def _inverse(system):
+    """Of a symmetric matrix whose eigenvalues are at least the ridge, by Gauss–Jordan elimination.
+
+    A loop of elementwise operations, which vmap batches: jaxlib's own factorisations of a batch wait for
+    threads that may wait for them, and are slower for so small systems.
+    """
+
+    def eliminate(k, rest):
+        here = jnp.arange(system.shape[0]) == k
+        # Without rounding a pivot is never below the least eigenvalue.
+        pivot = jnp.maximum(rest[k, k], RIDGE)
+        row, column = rest[k] / pivot, rest[:, k]
+        swept = rest - column[:, None] * row
+        swept = jnp.where(here, -column[:, None] / pivot, swept)
+        return jnp.where(here[:, None], jnp.where(here, 1 / pivot, row), swept)
+
+    return jax.lax.fori_loop(0, system.shape[0], eliminate, system)
+
+
+def _refined(system, inverse, right):
+    """A solution, with one step of iterative refinement."""
+    solution = dot(inverse, right)
+    return solution + dot(inverse, right - dot(jax.lax.stop_gradient(system), solution))
 
 
 def safe_abs(z: Complex[Array, "*shape"]) -> Float[Array, "*shape"]:

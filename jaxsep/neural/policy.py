@@ -14,23 +14,25 @@ __all__ = ["FEATURES", "Choice", "Policy", "ToneParameters"]
 #: Features per instrument and bin.
 FEATURES = 9
 
-#: Initial scales of the features (P2).
-_SCALES = (10_000.0, 1.0, 3.0, 1.0, 30.0, 30.0, 1.0, 1.0, 1000.0)
+#: Initial scales of the features but the logit. P2 has 30 for the gamma distribution, 1000 for the presence.
+_SCALES = (1.0, 3.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0)
 
 #: How far the fundamental may lie from its bin.
 _OFFSET = 5.0
 
-#: Rate of the gamma distribution of the inharmonicity at feature 0.
-_RATE = 1000.0
+#: Rate of the gamma distribution of the inharmonicity at feature 0: with P2's 1000 the 25th harmonic of a
+#: first sample is out of tune by a fourth.
+_RATE = 50_000.0
 
-#: Added to the presence logit: tones are there until the network knows better.
-_PRESENCE = 500.0
+#: Added to the presence logit: tones are there until the network knows better. (P2 has 500, whose derivative
+#: is 0.)
+_PRESENCE = 5.0
 
 _EXPONENT = 30.0
 
 #: Shape of the gamma distribution, and smallest inharmonicity, that a policy is to imitate.
 _SHAPE = 4.0
-_LEAST_INHARMONICITY = 1e-5
+_LEAST_INHARMONICITY = 1e-6
 
 
 class Choice(eqx.Module):
@@ -68,8 +70,8 @@ class Policy(eqx.Module):
     (real, imaginary), presence logit.
 
     - (instrument, bin) ~ softmax over everything, without the instruments that already play;
-    - presence ~ Bernoulli(sigmoid(feature + 500));
-    - b ~ Gamma(exp(clip), rate 1000·exp(clip)).
+    - presence ~ Bernoulli(sigmoid(feature + 5));
+    - b ~ Gamma(exp(clip), rate 50 000·exp(clip)).
 
     Arguments:
         features: scaled, as `scale` does.
@@ -87,9 +89,9 @@ class Policy(eqx.Module):
     playing: Bool[Array, " instruments"]
 
     @staticmethod
-    def initial_scales(dtype=jnp.float32) -> Float[Array, " features"]:
+    def initial_scales(logit: float = 100.0, dtype=jnp.float32) -> Float[Array, " features"]:
         """Logarithms of the features' scales before training."""
-        return jnp.log(jnp.asarray(_SCALES, dtype))
+        return jnp.log(jnp.asarray((logit, *_SCALES), dtype))
 
     def logits(self, temper: float | Float[Array, ""] = 1.0) -> Float[Array, " choices"]:
         """Of p^τ over (bin, instrument), flat; where an instrument plays already, the lowest number."""
@@ -128,22 +130,26 @@ class Policy(eqx.Module):
         """How well the policy agrees with a choice: its log-probability, but for the inharmonicity.
 
         The log-density of the gamma distribution has derivatives of any size. In its place is a parabola in
-        the two features, whose top is a gamma distribution of shape 4 with its mode at the choice's b. Where
+        the two features, whose top is a gamma distribution of shape 4 with its mean at the choice's b. Where
         the tone is absent, neither its bin nor b count.
         """
         own = self.features[choice.bin, choice.instrument]
         b = jnp.maximum(choice.inharmonicity, _LEAST_INHARMONICITY)
-        away = (own[4] - math.log(_SHAPE)) ** 2 + (own[5] - jnp.log((_SHAPE - 1) / (_RATE * b))) ** 2
+        away = (own[4] - math.log(_SHAPE)) ** 2 + (own[5] - jnp.log(_SHAPE / (_RATE * b))) ** 2
         where, presence = self._log_discrete(choice, temper)
         return presence + jnp.where(choice.present, where - 0.1 * away, 0)
 
     def mode(self) -> Choice:
-        """The most probable (instrument, bin), with the mode of b, present if more likely than not."""
+        """The most probable (instrument, bin), with the mean of b, present if more likely than not.
+
+        (P2 takes the mode of b, which is 0 for the shapes of a network that has just begun: far from the
+        samples that the network learns from.)
+        """
         flat = jnp.argmax(self.logits())
         bin_, instrument = jnp.divmod(flat, self.playing.shape[0])
         own = self.features[bin_, instrument]
         shape, log_rate = self._gamma(own)
-        inharmonicity = jnp.maximum(shape - 1, 0) * jnp.exp(-log_rate)
+        inharmonicity = shape * jnp.exp(-log_rate)
         present = own[8] + _PRESENCE > 0
         return Choice(instrument.astype(jnp.int32), bin_.astype(jnp.int32), present, inharmonicity)
 

@@ -5,7 +5,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Complex, Float
 
-from jaxsep.neural.network import PartialPrediction, PolicyNetwork, render_tone
+from jaxsep.neural.network import PartialPrediction, PolicyNetwork, ToneSpectrum
+from jaxsep.neural.partials import safe_abs
 from jaxsep.signal.axes import LinearAxis
 from jaxsep.tones.tones import Tones
 
@@ -13,15 +14,17 @@ __all__ = ["Prediction", "predict"]
 
 
 class Prediction(eqx.Module):
-    """Tones and spectra of one frame; slots are instruments.
+    """Tones and spectra of one frame (or of many, by vmap); slots are instruments.
 
     - `tones`: fundamentals in bins; absent tones are inactive.
     - `modelled`, `direct`: spectra of each instrument, by the dictionary and by the network itself.
+    - `levels`: magnitudes of each tone's harmonics in the direct prediction.
     """
 
     tones: Tones
-    modelled: Complex[Array, "instruments bins"]
-    direct: Complex[Array, "instruments bins"]
+    modelled: Complex[Array, "*frames instruments bins"]
+    direct: Complex[Array, "*frames instruments bins"]
+    levels: Float[Array, "*frames instruments harmonics"]
 
 
 def predict(
@@ -34,17 +37,19 @@ def predict(
     number = network.num_instruments
     found = PartialPrediction.nothing(frame, number)
     slots = Tones.empty((number,), frame.real.dtype)
+    levels = jnp.zeros((number, harmonics.shape[1]), frame.real.dtype)
     for _ in range(number):
         policy = network(frame, found)
         choice = policy.mode()
         parameters = policy.parameters(choice)
-        modelled, direct = render_tone(choice, parameters, harmonics, axis)
-        found = found.add(choice, modelled, direct)
+        spectrum = ToneSpectrum.of(choice, parameters, harmonics.shape[1], axis)
+        found = found.add(choice, spectrum.modelled(harmonics), spectrum.direct())
         place = parameters.amplitude, parameters.fundamental, choice.instrument, choice.present
         shape = {"width": parameters.width[None], "inharmonicity": choice.inharmonicity[None]}
         tone = Tones.plain(*(x[None] for x in place), **shape)
         mine = jnp.arange(number) == choice.instrument
         slots = jax.tree.map(lambda old, new, mine=mine: jnp.where(mine, new, old), slots, tone)
+        levels = jnp.where(mine[:, None], safe_abs(spectrum.own), levels)
     heard = found.present[:, None]
     silent = eqx.tree_at(lambda t: t.amplitude, slots, jnp.where(slots.active, slots.amplitude, 0))
-    return Prediction(silent, heard * found.modelled, heard * found.direct)
+    return Prediction(silent, heard * found.modelled, heard * found.direct, heard * levels)

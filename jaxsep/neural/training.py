@@ -4,27 +4,36 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Complex, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Bool, Complex, Float, Int, PRNGKeyArray
 
 from jaxsep.learning.adam import instrument_adamax
+from jaxsep.neural.clustering import dictionary_of
 from jaxsep.neural.estimator import Estimator, dictionary_pull
 from jaxsep.neural.imitation import Guide, imitation
 from jaxsep.neural.losses import PredictionLoss
 from jaxsep.neural.network import ToneNetwork
 from jaxsep.neural.policy import Choice
+from jaxsep.neural.prediction import predict
 from jaxsep.neural.settings import NeuralSettings
 from jaxsep.signal.axes import LinearAxis
 from jaxsep.signal.stft import GaussianSTFT
 from jaxsep.tones.dictionary import NUM_HARMONICS
 
-__all__ = ["StepReport", "Trainer", "TrainingState", "train_step"]
+__all__ = ["StepReport", "Trainer", "TrainingState", "find_dictionary", "train_step"]
+
+#: Frames whose tones a dictionary is found from.
+_CLUSTERED = 384
 
 
 class TrainingState(eqx.Module):
-    """Everything that training continues from; the key of a step follows from the seed and its number."""
+    """Everything that training continues from; the key of a step follows from the seed and its number.
+
+    - `harmonics`: the dictionary, and whether none was given: `blind`.
+    """
 
     network: ToneNetwork
     harmonics: Float[Array, "instruments harmonics"]
+    blind: Bool[Array, ""]
     network_moments: optax.OptState
     dictionary_moments: optax.OptState
     key: PRNGKeyArray
@@ -91,11 +100,20 @@ class Trainer(eqx.Module):
             options.baseline,
         )
 
+    @property
+    def bounds(self) -> tuple[float, float]:
+        """Lowest and highest bin of a fundamental."""
+        return tuple(hertz / self.axis.resolution for hertz in (self.settings.lowest, self.settings.highest))
+
     @eqx.filter_jit
     def start(
         self, harmonics: Float[Array, "instruments harmonics"] | None = None, *, key: PRNGKeyArray
     ) -> TrainingState:
-        """Random network; the dictionary begins as `D[i, h] = max(1e-3, (0.5 / i)^(h-1))` unless given."""
+        """Random network; unless a dictionary is given, it begins as `D[i, h] = max(1e-3, (0.5 / i)^(h-1))`.
+
+        That one is P2's. It is enough to find pitches, and is then replaced (`finds_dictionary`).
+        """
+        blind = jnp.asarray(harmonics is None)
         if harmonics is None:
             number = jnp.arange(1, self.num_instruments + 1)[:, None]
             harmonics = jnp.maximum(1e-3, (0.5 / number) ** jnp.arange(NUM_HARMONICS))
@@ -106,11 +124,15 @@ class Trainer(eqx.Module):
             strides=options.strides,
             widths=options.widths,
             kernel=options.kernel,
+            stacked=options.stacked,
+            logit_scale=options.logit_scale,
+            bounds=self.bounds,
             key=create_key,
         )
         return TrainingState(
             network,
             harmonics,
+            blind,
             self._network_rule.init(eqx.filter(network, eqx.is_array)),
             self._dictionary_rule.init(harmonics),
             key,
@@ -125,8 +147,7 @@ class Trainer(eqx.Module):
         With a guide the network imitates its choices, without one it follows the policy gradient.
         """
         frame_key, key = jax.random.split(jax.random.fold_in(state.key, state.step))
-        centre = jax.random.randint(frame_key, (self.settings.batch,), 0, samples.shape[0])
-        frames = jax.vmap(lambda c: self.frame(samples, c))(centre)
+        centre, frames = self._random_frames(samples, self.settings.batch, frame_key)
         if guide is None:
             return self.learn(state, frames, key=key)
         return self.imitate(state, frames, jax.vmap(guide.at)(centre))
@@ -156,6 +177,27 @@ class Trainer(eqx.Module):
 
         return self._descend(state, objective, frames, choices)
 
+    def with_dictionary(
+        self, state: TrainingState, frames: Complex[Array, "frames bins"], *, key: PRNGKeyArray
+    ) -> TrainingState:
+        """The state with a dictionary that is found from what it hears in given frames (`dictionary_of`)."""
+        one = lambda frame: predict(state.network, state.harmonics, frame, self.axis)
+        harmonics = dictionary_of(jax.lax.map(one, frames, batch_size=16), self.axis, key=key)
+        moments = self._dictionary_rule.init(harmonics)
+        fields = lambda s: (s.harmonics, s.dictionary_moments)
+        return eqx.tree_at(fields, state, (harmonics, moments))
+
+    def finds_dictionary(self, step: int) -> bool:
+        """Whether a blind training finds a dictionary before this step: several times in its first half.
+
+        The first time some pitches are still wrong. Later ones confirm what is right.
+        """
+        return 0 < step <= self.settings.steps // 2 and step % self.settings.hold == 0
+
+    def _random_frames(self, samples, number, key):
+        centre = jax.random.randint(key, (number,), 0, samples.shape[0])
+        return centre, jax.vmap(lambda c: self.frame(samples, c))(centre)
+
     def frame(self, samples: Float[Array, " samples"], centre: Int[Array, ""]) -> Complex[Array, " bins"]:
         """Spectrum around any sample."""
         every = GaussianSTFT(self.settings.window_std, 1)
@@ -176,8 +218,10 @@ class Trainer(eqx.Module):
         else:
             split = lambda x: x.reshape(parts, -1, *x.shape[1:])
             here = jax.tree.map(split, (frames, inputs))
-            _, found = jax.lax.scan(lambda _, part: (None, gradient(arrays, *part)), None, here)
-            gradients, report = jax.tree.map(lambda x: jnp.mean(x, axis=0), found)
+            share = lambda part: jax.tree.map(lambda x: x / parts, gradient(arrays, *part))
+            nothing = jax.tree.map(jnp.zeros_like, jax.eval_shape(share, jax.tree.map(lambda x: x[0], here)))
+            add = lambda total, part: (jax.tree.map(jnp.add, total, share(part)), None)
+            (gradients, report), _ = jax.lax.scan(add, nothing, here)
         return self._updated(state, gradients), report
 
     def _updated(self, state, gradients):
@@ -185,16 +229,29 @@ class Trainer(eqx.Module):
         change, network_moments = self._network_rule.update(by_network, state.network_moments)
         network = eqx.apply_updates(state.network, change)
         change, dictionary_moments = self._dictionary_rule.update(by_harmonics, state.dictionary_moments)
-        harmonics = jnp.maximum(state.harmonics + change, 0)
+        held = state.step < self.settings.hold
+        harmonics = jnp.maximum(state.harmonics + jnp.where(held, 0, change), 0)
         return TrainingState(
-            network, harmonics, network_moments, dictionary_moments, state.key, state.step + 1
+            network,
+            harmonics,
+            state.blind,
+            network_moments,
+            dictionary_moments,
+            state.key,
+            state.step + 1,
         )
 
     @property
     def _network_rule(self):
-        rates = self.settings.imitation_rate, self.settings.network_rate
-        schedule = lambda count: jnp.where(count < self.settings.imitation, *rates)
-        return optax.adamax(schedule, b1=0.99, b2=0.999)
+        options = self.settings
+
+        def rate(count):
+            # In the second half the steps become shorter, by half a period of a cosine.
+            last = jnp.clip(2 * count / options.steps - 1, 0, 1)
+            own = options.network_rate * 0.5 * (1 + jnp.cos(jnp.pi * last))
+            return jnp.where(count < options.imitation, options.imitation_rate, own)
+
+        return optax.adamax(rate, b1=options.beta1, b2=options.beta2)
 
     @property
     def _dictionary_rule(self):
@@ -208,6 +265,16 @@ def train_step(
     """`Trainer.step`, compiled, of `(trainer, samples, guide)`; the memory of the state is used again."""
     trainer, samples, guide = fixed
     return trainer.step(state, samples, guide)
+
+
+@eqx.filter_jit
+def find_dictionary(
+    trainer: Trainer, state: TrainingState, samples: Float[Array, " samples"]
+) -> TrainingState:
+    """`Trainer.with_dictionary`, compiled, of random frames of a recording."""
+    frame_key, key = jax.random.split(jax.random.fold_in(state.key, state.step))
+    _, frames = trainer._random_frames(samples, _CLUSTERED, frame_key)
+    return trainer.with_dictionary(state, frames, key=key)
 
 
 def _report(loss, terms, entropy, effective_samples):

@@ -30,8 +30,8 @@ from jaxsep.tones.tones import Tones
 
 __all__ = ["NeuralStems", "predict_stems", "separate_neural", "spectral_peak"]
 
-#: Frames that the network sees side by side.
-_BATCH = 16
+#: Frames that the network sees side by side: on a CPU what is in between fits its cache.
+_BATCH = 4
 
 
 class NeuralStems(eqx.Module):
@@ -65,8 +65,9 @@ def separate_neural(
 ) -> Separation:
     """Separates a recording by a U-Net that is trained on the recording itself by policy gradients (P2).
 
-    If the settings say so, it begins with the dictionary of a pursuit of the recording, and with imitating
-    its tones: blindly as before, but in minutes instead of hours.
+    It begins with nothing: no choice is preferred, and a dictionary that is not given is found on the way. If
+    the settings have steps of imitation, it begins with a pursuit instead: with its dictionary, and with
+    imitating its tones.
 
     The stems are the network's direct predictions, with phases of their own: they do not sum to the input,
     and hold nothing above half the settings' rate.
@@ -131,7 +132,7 @@ def separate_neural(
             key=key,
         )
         spacing = float(pursued.times[1] - pursued.times[0]) * settings.rate
-        guide = Guide.of(pursued.tones, spacing, num_instruments, trainer.axis)
+        guide = Guide.of(pursued.tones, spacing, num_instruments, trainer.axis, trainer.bounds)
         if int(state.step) == 0:
             state = trainer.start(pursued.dictionary.harmonics, key=key)
         seconds, begin = dict(pursued.seconds), time.perf_counter()
