@@ -12,7 +12,7 @@ from jaxtyping import Array, Complex, Float, Int, PRNGKeyArray
 from jaxsep.neural.partials import Partials
 from jaxsep.neural.prediction import predict
 from jaxsep.neural.settings import NeuralSettings
-from jaxsep.neural.training import Trainer, TrainingState
+from jaxsep.neural.training import Trainer, TrainingState, first_dictionary
 from jaxsep.signal.gaussians import SINUSOID_WIDTH
 from jaxsep.tones.dictionary import random_instruments
 
@@ -71,9 +71,8 @@ class Task(eqx.Module):
         self, harmonics: Float[Array, "instruments harmonics"] | None = None, *, key: PRNGKeyArray
     ) -> TrainingState:
         """Random network, with P2's initial dictionary unless one is given."""
-        number, num_harmonics = self.instruments.shape
-        first = (0.5 / jnp.arange(1, number + 1)[:, None]) ** jnp.arange(num_harmonics)
-        state = self.trainer.start(jnp.maximum(1e-3, first) if harmonics is None else harmonics, key=key)
+        first = first_dictionary(*self.instruments.shape) if harmonics is None else harmonics
+        state = self.trainer.start(first, key=key)
         return eqx.tree_at(lambda s: s.blind, state, jnp.asarray(harmonics is None))
 
     @eqx.filter_jit(donate="all-except-first")

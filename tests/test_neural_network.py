@@ -108,6 +108,32 @@ def test_the_network_sees_the_lifted_frame_and_what_is_left_of_it(x64):
     np.testing.assert_allclose(seen[:48, 15 + 12], np.sqrt(np.abs(frame))[::2], atol=1e-3)
 
 
+def test_without_a_stack_the_inputs_are_those_of_p2(x64):
+    frame, modelled = spectrum(1), jnp.stack([0.3 * spectrum(2), 0 * spectrum(1)])
+    seen = network_inputs(frame, modelled, 0.1 * modelled, 0)
+    assert seen.shape == (96, num_inputs(2, 0)) == (96, 15)
+    np.testing.assert_allclose(seen[:, 0], (frame - modelled[0]).real)
+    np.testing.assert_allclose(seen[:, 6], np.abs(frame - modelled[0]))
+
+
+def test_a_direct_prediction_takes_a_part_of_what_is_left(x64):
+    network = ToneNetwork.create(2, strides=(4, 4), widths=(8, 8), key=jax.random.key(0))
+    weight = network.unet.head[-1].weight
+    chosen = 0.1 * jax.random.normal(jax.random.key(1), weight.shape)
+    network = eqx.tree_at(lambda n: n.unet.head[-1].weight, network, chosen)
+    frame = spectrum()
+    before = PartialPrediction.nothing(frame, 2)
+    taken = frame * (jnp.arange(96) < 48)  # by a tone before
+    before = eqx.tree_at(lambda p: p.direct, before, before.direct.at[0].set(taken))
+    policy = network(frame, before)
+    direct = policy.features[..., 6] + 1j * policy.features[..., 7]
+    assert np.all(direct[:48] == 0)
+    factors = np.asarray(direct[48:] / frame[48:, None])
+    assert np.std(factors.real) > 1e-3
+    assert np.std(factors.imag) > 1e-3
+    assert np.max(np.abs(factors - 1)) < 2
+
+
 @pytest.mark.parametrize("seed", [0, 1])
 def test_a_network_begins_without_preferences(seed, x64):
     """Or its policy is collapsed before the first step, and nothing is ever tried."""

@@ -216,4 +216,23 @@ def test_impossible_settings(changes, message):
 def test_presets():
     assert NeuralSettings.paper().window_std * 6 == 6144
     small = NeuralSettings.small()
+    assert small.imitation == 0
+    guided = NeuralSettings.guided()
+    assert guided.imitation > 0
+    assert dataclasses.replace(guided, imitation=0) == small
     assert small.window_std / small.rate == NeuralSettings.paper().window_std / NeuralSettings.paper().rate
+
+
+@pytest.mark.slow
+def test_the_published_preset_takes_steps():
+    sizes = {
+        name: getattr(TINY, name) for name in ("rate", "window_std", "hop", "strides", "widths", "batch")
+    }
+    made = Trainer(dataclasses.replace(NeuralSettings.published(), **sizes, branches=2), 2)
+    state = made.start(key=jax.random.key(0))
+    assert float(jnp.exp(state.network.log_scales[0])) == pytest.approx(10_000, rel=1e-5)
+    for _ in range(3):
+        state, report = train_step((made, SAMPLES, None), state)
+        assert np.isfinite(report.loss)
+    # Tempered samples are weighed; at first all choices are as likely.
+    assert 1 < float(report.effective_samples) < 4

@@ -317,6 +317,14 @@ def test_states_are_compared_by_their_loss_and_their_lines():
     assert frames.total(dataclasses.replace(dearer, cost=1.2)) > frames.total(state)
 
 
+def test_noise_counts_as_loss_and_makes_tones_dearer():
+    alternation = Alternation(rounds=0, spans=(1,), learn=False)
+    run = lambda noise: alternation(PURSUIT, recording(), [INSTRUMENTS], SPACING, noise=noise).voices
+    noisy, quiet = run(0.2), run(0.0)
+    assert (noisy.noise, quiet.noise) == (pytest.approx(0.2), 0)
+    assert noisy.scale - quiet.scale == pytest.approx(0.2, abs=1e-3)
+
+
 def test_tails_are_not_searched_for_notes():
     # The first instrument rests in the second half, but for what rings on there.
     notes = [pair if frame < 2 * LENGTH else pair[1:] for frame, pair in enumerate(melody())]

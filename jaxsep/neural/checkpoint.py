@@ -18,7 +18,7 @@ from jaxsep.neural.training import Trainer, TrainingState
 __all__ = ["load_checkpoint", "save_checkpoint"]
 
 _FORMAT = "jaxsep training"
-_VERSION = 3
+_VERSION = 2
 
 
 def save_checkpoint(path: str | os.PathLike, trainer: Trainer, state: TrainingState, source: str) -> None:

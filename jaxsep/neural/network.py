@@ -83,7 +83,8 @@ class ToneNetwork(PolicyNetwork):
     """A U-Net that sees the frame, and what the predictions so far leave of it (P2).
 
     At first every choice is as likely as any other, so that samples differ and there is something to learn
-    from; P2 does not say how it begins. The direct prediction is a correction of what is left of the frame.
+    from; P2 does not say how it begins. The direct prediction is what the tones so far leave of the frame,
+    times 1 plus two features as a complex number: how much of it to take is the same whatever its phase.
 
     Arguments:
         unet: along frequency.

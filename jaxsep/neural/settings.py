@@ -18,7 +18,7 @@ class NeuralSettings:
 
     The defaults, `NeuralSettings.paper()`, have P2's sizes, and learn from nothing; `NeuralSettings.small()`
     suits CPUs, and so does `NeuralSettings.guided()`, which begins with a pursuit;
-    `NeuralSettings.published()` has P2's inputs, scales, exploration and rates as well.
+    `NeuralSettings.published()` has P2's inputs, exploration and rates as well.
 
     {fields}
 
@@ -81,7 +81,11 @@ class NeuralSettings:
 
     @classmethod
     def published(cls) -> "NeuralSettings":
-        """P2 as it is, but for the start, in which no choice is preferred."""
+        """P2's inputs, scale of the logit, exploration and rates.
+
+        The start, in which no choice is preferred, the other features (`Policy`, `ToneNetwork`) and how a
+        dictionary is found stay as they are in the other presets.
+        """
         return cls(
             stacked=0,
             logit_scale=10_000.0,
@@ -95,7 +99,7 @@ class NeuralSettings:
 
     @classmethod
     def small(cls) -> "NeuralSettings":
-        """Up to 6 kHz, and a narrow network: a quarter of an hour on two CPU cores."""
+        """Up to 6 kHz, and a narrow network: a quarter of an hour on one CPU core."""
         return cls(
             rate=12_000,
             window_std=256,

@@ -19,7 +19,7 @@ from jaxsep.signal.axes import LinearAxis
 from jaxsep.signal.stft import GaussianSTFT
 from jaxsep.tones.dictionary import NUM_HARMONICS
 
-__all__ = ["StepReport", "Trainer", "TrainingState", "find_dictionary", "train_step"]
+__all__ = ["StepReport", "Trainer", "TrainingState", "find_dictionary", "first_dictionary", "train_step"]
 
 #: Frames whose tones a dictionary is found from.
 _CLUSTERED = 384
@@ -109,14 +109,13 @@ class Trainer(eqx.Module):
     def start(
         self, harmonics: Float[Array, "instruments harmonics"] | None = None, *, key: PRNGKeyArray
     ) -> TrainingState:
-        """Random network; unless a dictionary is given, it begins as `D[i, h] = max(1e-3, (0.5 / i)^(h-1))`.
+        """Random network; unless a dictionary is given, it begins with `first_dictionary`.
 
-        That one is P2's. It is enough to find pitches, and is then replaced (`finds_dictionary`).
+        That one is enough to find pitches, and is then replaced (`finds_dictionary`).
         """
         blind = jnp.asarray(harmonics is None)
         if harmonics is None:
-            number = jnp.arange(1, self.num_instruments + 1)[:, None]
-            harmonics = jnp.maximum(1e-3, (0.5 / number) ** jnp.arange(NUM_HARMONICS))
+            harmonics = first_dictionary(self.num_instruments)
         create_key, key = jax.random.split(key)
         options = self.settings
         network = ToneNetwork.create(
@@ -256,6 +255,14 @@ class Trainer(eqx.Module):
     @property
     def _dictionary_rule(self):
         return instrument_adamax(self.settings.dictionary_rate)
+
+
+def first_dictionary(
+    num_instruments: int, num_harmonics: int = NUM_HARMONICS
+) -> Float[Array, "instruments harmonics"]:
+    """`D[i, h] = max(1e-3, (0.5 / i)^(h-1))` (P2)."""
+    number = jnp.arange(1, num_instruments + 1)[:, None]
+    return jnp.maximum(1e-3, (0.5 / number) ** jnp.arange(num_harmonics))
 
 
 @eqx.filter_jit(donate="all-except-first")

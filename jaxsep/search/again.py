@@ -77,7 +77,7 @@ class SearchAgain(eqx.Module):
             dictionary: that they were found with.
             touched: where to search.
             dry: the spectra without what only rings on (`foreground`).
-            noise: mean loss of a frame by noise that the spectra are without (`Alternation`).
+            noise: ν of `VoiceModel`, which counts as loss, too (`Alternation`).
             begin: the notes as they are listed now.
             known: those that stay as they are.
             advance: hears of every step.
@@ -93,8 +93,7 @@ class SearchAgain(eqx.Module):
         now = _where(touched, listed, arrange(tones, number, most))
         dictionary, found = self._suited(model, dry, bound(now), dictionary)
         advance("")
-        noise, trace = 0.5 * noise, []
-        scale = max(float(found.loss.mean()) + noise, LEAST_SCALE)
+        scale, trace = max(float(found.loss.mean()) + noise, LEAST_SCALE), []
 
         def explored(spectra, found, voices, offer) -> Exploration:
             done = _explored(model, spectra, found, dictionary, voices, offer, touched, known)

@@ -136,9 +136,8 @@ class Alternation(eqx.Module):
             spacing: of the frames, in seconds.
             advance: hears of every start and every exploration.
             dry: the spectra without what only rings on (`foreground`); by default they are the same.
-            noise: mean loss of a frame by noise that the spectra are without; half of it counts as loss where
-                costs are relative to that, as otherwise everything would be free where all but noise is
-                explained, and tones cost more by the other half.
+            noise: ν of `VoiceModel`; where costs are relative to the mean loss it counts as loss, too, as
+                otherwise everything would be free where all but noise is explained.
             find: begins, with each frame by itself.
             begin: notes that take the place of what was found; then there is one start for each dictionary,
                 and one way.
@@ -158,8 +157,8 @@ class Alternation(eqx.Module):
             self.stride * spacing,
             self.voices,
             1.0,
-            0.5 * noise,
             tick,
+            noise,
             *notes,
         )
         given = () if isinstance(dictionaries, int) else dictionaries
@@ -174,7 +173,7 @@ class Alternation(eqx.Module):
             starts = [few.begun(start.tones, start.dictionary) for start in starts]
             if known is None and not (given and number == 1):
                 starts.append(few.one_sound(find, number, size))
-        scale = max(float(starts[0].found.loss.mean()) + few.noise, LEAST_SCALE)
+        scale = max(float(starts[0].found.loss.mean()) + noise, LEAST_SCALE)
         few = eqx.tree_at(lambda frames: frames.scale, few, scale)
         for _ in range(self.rounds):
             ends = sorted((self._round(few, start) for start in starts), key=few.total)
@@ -183,9 +182,9 @@ class Alternation(eqx.Module):
         state = starts[0]
 
         # What was wrong at first made the loss, and with it the costs, larger than they should be.
-        scale = max(float(state.found.loss.mean()) + few.noise, LEAST_SCALE)
+        scale = max(float(state.found.loss.mean()) + noise, LEAST_SCALE)
         frames = _Frames(
-            model, dry, self.spans, spacing, strict(self.voices), scale, few.noise, tick, begin, known
+            model, dry, self.spans, spacing, strict(self.voices), scale, tick, noise, begin, known
         )
         # A given dictionary sounds from here on as it was learned.
         dictionary = state.dictionary if self.learn else dictionaries[0]
@@ -245,8 +244,8 @@ class _Frames(eqx.Module):
     spacing: float
     voices: VoiceModel | Voices
     scale: float
-    noise: float
     tick: Callable[[], None]
+    noise: float = 0.0
     begin: Known | None = None
     known: Known | None = None
 

@@ -203,8 +203,9 @@ class Stages:
                 return self._at_notes(spectra, survey)
             if self.settings.search == "greedy":
                 return self._greedy(spectra, survey.dictionaries[0].plain)
-            # The lift is a square root, so that half of what noise adds up to is its loss.
-            noise = 0.5 * float(heard.noise.mean()) / survey.peak
+            # The lift is a square root, so that half of what noise adds up to is its loss. Half of that is
+            # in all costs, and once more in those of a tone.
+            noise = 0.25 * float(heard.noise.mean()) / survey.peak
             dry = foreground(spectra, self.settings.hop / ANALYSIS_RATE)
             among = {"dry": dry, "noise": noise, **self._notes(spectra, survey)}
             find = self._fully if survey.earlier is None else self._again
