@@ -1,5 +1,9 @@
 """Queues of iterative problems: every result as from a plain loop, and no lane idle."""
 
+import os
+import subprocess
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -114,3 +118,45 @@ def test_queue_holds_the_masked_problems_in_their_order(mask):
 def test_lanes_suit_the_platform():
     many = 8 if jax.default_backend() == "cpu" else 4096
     assert [default_lanes(n) for n in (1, 3, 100_000)] == [1, 3, many]
+
+
+#: Two programs at a time, each with more unknowns than jaxlib factorises in one thread in eight lanes.
+TOGETHER = """
+import os, threading
+import jax.numpy as jnp, numpy as np
+import jaxsep
+from jaxsep.pursuit.recording import _refine
+
+numbers, frames, slots = np.random.default_rng(0), 64, 12
+draw = lambda low, high: jnp.asarray(numbers.uniform(low, high, (frames, slots)), jnp.float32)
+tones = jaxsep.Tones.plain(draw(0.1, 1), draw(150, 600), jnp.zeros((frames, slots), jnp.int32))
+spectra = numbers.random((frames, 1024), np.float32)
+harmonics = numbers.random((frames, slots, 25), np.float32)
+goal = np.full(frames, np.inf, np.float32)
+model = jaxsep.TonePursuit(solver=jaxsep.LevenbergMarquardt(max_steps=20))
+run = lambda: [_refine(model, spectra, tones, harmonics, goal)[1].block_until_ready() for _ in range(2)]
+threads = [threading.Thread(target=run, daemon=True) for _ in range(2)]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join(60)
+print("ended" if not any(thread.is_alive() for thread in threads) else "waiting", flush=True)
+os._exit(0)
+"""
+
+
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="it is jaxlib's threads of a CPU that may wait")
+def test_programs_with_large_systems_do_not_wait_for_each_other():
+    # Not with the flags of these tests, which keep to one thread.
+    done = subprocess.run(
+        [sys.executable, "-c", TOGETHER], capture_output=True, text=True, env={**os.environ, "XLA_FLAGS": ""}
+    )
+    assert done.stdout == "ended\n", done.stderr
+
+
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="elsewhere as many as there are")
+def test_lanes_are_fewer_for_large_systems():
+    assert default_lanes(100, 40) == default_lanes(100) == 8
+    assert default_lanes(100, 48) == 4
+    assert default_lanes(100, 48, 48) == 2
+    assert default_lanes(100, 300) == 1

@@ -139,7 +139,7 @@ class BeurlingLasso(eqx.Module):
             lambda state: state,
             *queue(valid),
             jax.vmap(begin)(jnp.arange(num_frames)),
-            default_lanes(num_frames),
+            default_lanes(num_frames, *[2 * self.projection.max_spikes] * num_patterns),
         )
         spikes = last.maps.spikes
         pattern = jnp.broadcast_to(jnp.arange(num_patterns)[:, None], spikes.pattern.shape)

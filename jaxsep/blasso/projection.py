@@ -231,7 +231,7 @@ class Projection(eqx.Module):
                 lambda s: s,
                 *queue(ready),
                 current,
-                default_lanes(num_frames),
+                default_lanes(num_frames, 2 * size),
             )
             full = current.full & (current.certificate.relative_gap > self.accuracy(signals.dtype))
             waiting = (waiting & ~ready) | (ready & full)

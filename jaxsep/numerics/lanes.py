@@ -9,9 +9,22 @@ from jaxtyping import Array, Bool, Int, PyTree
 __all__ = ["default_lanes", "map_frames", "map_lanes", "queue", "run_lanes"]
 
 
-def default_lanes(num_problems: int) -> int:
-    """How many problems to iterate at once: few on a CPU, whose caches hold few; all on an accelerator."""
-    return min(num_problems, 8 if jax.default_backend() == "cpu" else 4096)
+#: Operations of a batch of factorisations up to which jaxlib does them in the thread that asks. Of more, some
+#: go to other threads of the pool that runs the programs: those of two programs wait for each other for ever.
+_ALONE = 180_000
+
+
+def default_lanes(num_problems: int, *systems: int) -> int:
+    """How many problems to iterate at once: few on a CPU, whose caches hold few; all on an accelerator.
+
+    Arguments:
+        num_problems: how many there are.
+        systems: sizes of the systems of equations that a step of one problem solves by LAPACK together.
+    """
+    if jax.default_backend() != "cpu":
+        return min(num_problems, 4096)
+    operations = sum(size**3 for size in systems) // 3
+    return min(num_problems, 8, max(1, _ALONE // max(1, operations)))
 
 
 def run_lanes(

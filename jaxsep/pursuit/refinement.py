@@ -365,7 +365,7 @@ def minimise(
         order,
         count,
         blank,
-        default_lanes(num_frames),
+        default_lanes(num_frames, theta[0].size),
     )
     return Refinement(unpack(theta, tones, objective.lift, active), loss, steps)
 
