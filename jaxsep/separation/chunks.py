@@ -12,6 +12,7 @@ from jaxtyping import Array, Float
 
 from jaxsep.numerics.devices import chunk_size, over_chunks
 from jaxsep.numerics.lanes import map_frames
+from jaxsep.separation.coherent import coherent_partials, in_lines
 from jaxsep.separation.settings import SeparationSettings
 from jaxsep.signal.axes import LogAxis
 from jaxsep.signal.log_frequency import log_frequency_spectrum
@@ -119,8 +120,10 @@ def resynthesise(
     num_frames = stft.num_frames(samples.shape[1])
     phases = np.broadcast_to(samples, (num_instruments, *samples.shape))
     power = total_power(stft, num_frames, samples.shape[1])
-    # The masks count every tone a little before, after and beside itself, too.
-    margin = round(_REACH * _LASTING * ANALYSIS_RATE / stft.hop)
+    # The masks count every tone a little before, after and beside itself, and partials last longer.
+    margin = round(max(_REACH * _LASTING, _AROUND) * ANALYSIS_RATE / stft.hop)
+    coherent = settings.masking and settings.phase_iterations == 1
+    slots, owners = in_lines(tones, num_instruments) if coherent else (None, None)
     apart = settings.noise == "apart"
     options = num_instruments, stft, settings.masking, settings.share, margin, apart
     for _ in range(settings.phase_iterations):
@@ -131,8 +134,15 @@ def resynthesise(
             around = np.clip(around, 0, num_frames - 1)
             here, rows = jax.tree.map(lambda x: np.asarray(x)[around], (tones, harmonics))
             here = eqx.tree_at(lambda t: t.active, here, here.active & inside[:, None])
-            excerpts = excerpt_of(samples, stft, int(frames[0])), excerpt_of(phases, stft, int(frames[0]))
-            return frames[0], _stems(*excerpts, exist, here, rows, *options)
+            first = int(frames[0])
+            partials = None
+            if coherent:
+                before = (first - margin) * stft.hop
+                heard = _between(samples, before, before + around.size * stft.hop)
+                lined = _in_slots(here, rows, slots[around])
+                partials = _partials(heard, *lined, owners, num_instruments, stft, margin)
+            excerpts = excerpt_of(samples, stft, first), excerpt_of(phases, stft, first)
+            return first, _stems(*excerpts, exist, here, rows, partials, *options)
 
         stems = np.zeros((num_instruments, *samples.shape), samples.dtype)
         for first, piece in over_chunks(run, num_frames, advance):
@@ -141,8 +151,28 @@ def resynthesise(
     return stems
 
 
-@partial(jax.jit, static_argnums=(5, 6, 7, 9, 10))
-def _stems(excerpt, phases, exist, tones, harmonics, num_instruments, stft, masking, share, margin, apart):
+def _in_slots(tones, harmonics, slots):
+    """Tones and harmonics of frames in other slots, by their indices; empty ones for -1."""
+    index = np.maximum(slots, 0)
+    tones = jax.tree.map(lambda x: np.take_along_axis(x, index, axis=1), tones)
+    tones = eqx.tree_at(lambda t: t.active, tones, tones.active & (slots >= 0))
+    return tones, np.take_along_axis(harmonics, index[..., None], axis=1)
+
+
+@partial(jax.jit, static_argnums=(4, 5, 6))
+def _partials(samples, tones, harmonics, owners, num_instruments, stft, margin):
+    """What the partials of each instrument are, as signals of the excerpts that `_stems` has."""
+    signals = coherent_partials(samples, tones, harmonics, stft, ANALYSIS_RATE)
+    mine = jax.nn.one_hot(owners, num_instruments, dtype=signals.dtype, axis=0)
+    begin = margin * stft.hop - stft.n_fft // 2
+    signals = signals[..., begin : begin + stft.span(chunk_size())]
+    return jnp.einsum("is,sct->ict", mine, signals, precision="highest")
+
+
+@partial(jax.jit, static_argnums=(6, 7, 8, 10, 11))
+def _stems(
+    excerpt, phases, exist, tones, harmonics, signals, num_instruments, stft, masking, share, margin, apart
+):
     model = instrument_spectra(tones, harmonics, num_instruments, stft, ANALYSIS_RATE)
     likely = _spread(model, stft, margin)
     model = model[:, margin : margin + exist.size]
@@ -160,12 +190,22 @@ def _stems(excerpt, phases, exist, tones, harmonics, num_instruments, stft, mask
         noise = jnp.where(share > 0, noise, 0)
         masks = ratio_masks(likely + noise / num_instruments, magnitude, share=share)
 
+    analyse = jax.vmap(partial(analyse_chunk, stft=stft))
+    if signals is not None:
+        signals = jnp.where(exist[:, None], jax.vmap(analyse)(signals), 0)
+        # What sounds beside, before and after the tones is left to the masks.
+        heard, counted = jnp.sum(model, axis=0), jnp.sum(likely, axis=0)
+        trust = jnp.minimum(1, 2 * heard / jnp.maximum(counted, jnp.finfo(counted.dtype).tiny))
+        masks = masks[:, None]
+        own = signals - masks * jnp.sum(signals, axis=0)
+        return jax.vmap(jax.vmap(stft.overlap_add))(masks * spectra + trust * own)
+
     def stem(mask, magnitude, phase):
         def channel(mixture, own):
             wanted = mask * jnp.abs(mixture) if masking else magnitude
             return stft.overlap_add(wanted * unit_phase(own))
 
-        return jax.vmap(channel)(spectra, jax.vmap(partial(analyse_chunk, stft=stft))(phase))
+        return jax.vmap(channel)(spectra, analyse(phase))
 
     return jax.vmap(stem)(masks, model, phases)
 
@@ -173,6 +213,9 @@ def _stems(excerpt, phases, exist, tones, harmonics, num_instruments, stft, mask
 #: Standard deviations in seconds and Hz by which masks spread tones, how much what lies beside them counts,
 #: and standard deviations after which the spread in time ends.
 _LASTING, _BESIDE, _FAINT, _REACH = 0.085, 78.0, 0.03, 3
+
+#: Seconds on either side with which the partials of a chunk are estimated.
+_AROUND = 0.5
 
 
 def _spread(model, stft, margin):
@@ -219,9 +262,13 @@ def analyse_chunk(excerpt: Float[Array, " samples"], stft: GaussianSTFT):
 def excerpt_of(samples: np.ndarray, stft: GaussianSTFT, first: int) -> np.ndarray:
     """The samples that the chunk from frame `first` on reaches, zero beyond the ends; last axis is time."""
     start = first * stft.hop - stft.n_fft // 2
-    stop = start + stft.span(chunk_size())
-    inside = samples[..., max(0, start) : stop]
-    before = max(0, -start)
+    return _between(samples, start, start + stft.span(chunk_size()))
+
+
+def _between(samples, start, stop):
+    """The samples from `start` on, and as many as lie before `stop`; zero beyond the ends."""
+    inside = samples[..., max(0, start) : max(0, stop)]
+    before = min(max(0, -start), stop - start)
     after = stop - start - before - inside.shape[-1]
     return np.pad(inside, [(0, 0)] * (samples.ndim - 1) + [(before, after)])
 
