@@ -199,7 +199,7 @@ def test_level_does_not_matter_but_for_rounding(level):
     result = with_dictionary(samples)
     assert_sum(result, samples)
     difference = result.stems / level - separated().stems
-    # Where two edges of a note cost the same, rounding chooses, and partials are heard over more than a frame.
+    # Where two edges of a note cost the same, rounding chooses; partials are heard over more than a frame.
     assert np.sum(difference**2) < 1e-4 * np.sum(mixture() ** 2)
     assert result.loss.mean() == pytest.approx(separated().loss.mean(), rel=5e-3)
 

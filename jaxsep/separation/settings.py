@@ -126,8 +126,8 @@ class SeparationSettings:
     )
     masking: bool = setting(
         True,
-        "whether stems are the mixture times a mask, and sum to it; otherwise the tones alone are played "
-        "with the mixture's phase.",
+        "whether stems are the mixture times masks, put right where partials of several instruments collide, "
+        "and sum to it; otherwise the tones alone are played with the mixture's phase.",
         option="--no-masking",
         help="play the tones alone, instead of masking the mixture.",
     )
