@@ -52,10 +52,18 @@ def test_a_lone_partial_comes_back():
     assert error(partials(sound, *told([440.0], 0.4))[0], sound) < -25
 
 
+@pytest.mark.parametrize("beat", [3.0, 12.0])
+def test_partials_that_collide_come_back(beat):
+    first, second = wave(600.0, 0.5), wave(600.0 + beat, 2.0)
+    found = partials(first + second, *told([600.0, 600.0 + beat], 0.5))
+    assert error(found[0], first) < -20
+    assert error(found[1], second) < -20
+
+
 @pytest.mark.parametrize("beat", [3.0, 6.0])
 def test_beats_tell_partials_apart_whose_loudness_is_not_known(beat):
     first, second = wave(600.0, 0.5), 0.4 * wave(600.0 + beat, 2.0)
-    found = partials(first + second, *told([600.0, 600.0 + beat], 0.35))
+    found = partials(first + second, *told([600.0, 600.0 + beat], [0.5, 0.35]))
     # What is not sure is shared, here evenly.
     stems = found + (first + second - found.sum(axis=0)) / 2
     assert error(stems[0], first) < error((first + second) / 1.4, first) - 3
