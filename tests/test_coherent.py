@@ -106,6 +106,16 @@ def test_no_level_is_special(level):
     np.testing.assert_allclose(partials(level * sound, louder, harmonics) / level, expected, atol=2e-3)
 
 
+def test_no_channel_is_special():
+    """A channel is told apart like the mean of all, whatever its level and polarity beside that."""
+    sound, told_them = jnp.asarray(wave(600.0) + wave(604.0), jnp.float32), told([600.0, 604.0])
+    channels = jnp.stack([2.5 * sound, -0.5 * sound, 0 * sound, 2 * sound])
+    run = jax.jit(lambda samples: coherent_partials(samples, *told_them, STFT, ANALYSIS_RATE))
+    found, expected = run(channels), partials(sound, *told_them)
+    for level, channel in zip((2.5, -0.5, 0.0, 2.0), range(4), strict=True):
+        np.testing.assert_allclose(found[:, channel], level * expected, atol=2e-3)
+
+
 def test_notes_begin_anew():
     sound = np.where(np.arange(TIME.size) < TIME.size // 2, wave(440.0), wave(523.0, 1.0))
     tones, harmonics = told([440.0])

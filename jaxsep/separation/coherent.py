@@ -111,7 +111,8 @@ def coherent_partials(
     Arguments:
         samples: of as many frames as the tones have, from the centre of the first on.
         tones: `[frames, tones]`, slots in which notes go on (`in_lines`), with fundamentals in Hz and
-            amplitudes in the units of an STFT in which a sinusoid has half its amplitude.
+            amplitudes in the units of an STFT of the channels' mean in which a sinusoid has half its
+            amplitude.
         harmonics: of each tone.
         stft: the transform to whose frames the tones belong.
         sample_rate: in Hz.
@@ -151,7 +152,9 @@ def coherent_partials(
     track = eqx.tree_at(lambda t: t.correction, track, correction)
     heard = heard * track.corrected()
     solve = partial(_expectation, spread=spread, same=same, track=track, spacing=hop // per_frame)
-    return track.modulate(jax.vmap(solve)(heard))
+    level = _levels(samples)[:, None, None, None]
+    amplitudes = level * jax.vmap(solve)(heard / jnp.where(level > 0, level, 1))
+    return track.modulate(amplitudes)
 
 
 class _Track(eqx.Module):
@@ -256,6 +259,13 @@ class _Track(eqx.Module):
         cycles = begin[..., None] + glide / self.sample_rate
         cycles = cycles + number[:, None] * bend.reshape(-1, 1, self.hop) / (2 * jnp.pi)
         return 2 * jnp.pi * jnp.swapaxes(cycles - jnp.round(cycles), 0, 1)
+
+
+def _levels(samples):
+    """How loud channels are beside their mean, to which the amplitudes of tones refer."""
+    energy = jnp.sum(samples**2, axis=1)
+    mean = jnp.sum(jnp.mean(samples, axis=0) ** 2)
+    return jnp.where(mean > 0, _root(energy / jnp.where(mean > 0, mean, 1)), 1)
 
 
 def _expectation(heard, *, spread, same, track, spacing):
