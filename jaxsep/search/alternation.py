@@ -14,7 +14,15 @@ from jaxsep.learning.fit import fit_dictionary, fit_timbre
 from jaxsep.learning.octaves import raise_octaves
 from jaxsep.pursuit.recording import Hypotheses, pursue, refit
 from jaxsep.pursuit.refinement import ToneFit
-from jaxsep.search.hypotheses import LEAST_SCALE, Exploration, cheapest, explore, moves, propagate
+from jaxsep.search.hypotheses import (
+    LEAST_SCALE,
+    Exploration,
+    cheapest,
+    double_moves,
+    explore,
+    moves,
+    propagate,
+)
 from jaxsep.search.known import Known
 from jaxsep.search.moves import arrange, from_neighbours, ringing, without
 from jaxsep.search.streams import Streamed, stream
@@ -67,11 +75,13 @@ class Alternation(eqx.Module):
        each dictionary that is given: the tones found in each frame alone and offered to its neighbours. Their
        tracks go to the instruments by `stream`, and the dictionary is fitted to them.
     2. Rounds with every `stride`-th frame. In a round every frame is offered other explanations (its
-       neighbours' tones, instruments exchanged, tones left out or chosen anew), and the cheapest path through
-       all of them is taken. The dictionary is fitted to its tones, with harmonics that may change smoothly
-       with the pitch, once as they are and once with their tracks given to the instruments anew; what costs
-       less, lines included, stays. After each round the worse half of the starts is dropped.
-    3. A round with all frames, in which a tone costs more: what fills rests goes.
+       neighbours' tones, instruments exchanged, tones left out or chosen anew, also after an exchange), and
+       the cheapest path through all of them is taken. The dictionary is fitted to its tones, with harmonics
+       that may change smoothly with the pitch, once as they are and once with their tracks given to the
+       instruments anew; what costs less, lines included, stays. After each round the worse half of the starts
+       is dropped.
+    3. A round with all frames, in which a tone costs more: what fills rests goes. Nothing is
+       chosen anew after an exchange there: a room's reverberation would pass for octaves.
     4. A last round, in which the dictionary stays and notes may ring on, also beside the next; to its tones
        the timbre is fitted once more. Each instrument has a slot more there than it plays tones at a time.
 
@@ -176,7 +186,7 @@ class Alternation(eqx.Module):
         scale = max(float(starts[0].found.loss.mean()) + noise, LEAST_SCALE)
         few = eqx.tree_at(lambda frames: frames.scale, few, scale)
         for _ in range(self.rounds):
-            ends = sorted((self._round(few, start) for start in starts), key=few.total)
+            ends = sorted((self._round(few, start, doubly=True) for start in starts), key=few.total)
             starts = ends[: _half(len(ends))]
             trace.append(starts[0].cost)
         state = starts[0]
@@ -204,9 +214,9 @@ class Alternation(eqx.Module):
         confidence = rung.confidence if state.confidence is None else state.confidence
         return SearchResult(found.tones, found.loss, dictionary, tuple(trace), confidence, voices)
 
-    def _round(self, frames, state):
+    def _round(self, frames, state, doubly=False):
         """Tones, then who plays them, then the dictionary."""
-        explored = frames.explore(state, frames.costs(state), frames.moves(state))
+        explored = frames.explore(state, frames.costs(state), frames.moves(state, doubly))
         if not self.learn:
             return _State(explored.found, state.dictionary, explored.cost, explored.confidence)
         tones, streamed = explored.found.tones, frames.streamed(explored.found.tones, state.dictionary)
@@ -336,9 +346,10 @@ class _Frames(eqx.Module):
         cost = float(cheapest(self.costs(state), alone).cost) / state.found.loss.size
         return _State(state.found, state.dictionary, cost)
 
-    def moves(self, state: _State) -> Iterator[Tones]:
-        offers = moves(self.model, self.spectra, state.dictionary.harmonics, state.tones, self.spans)
-        return map(self.bound, offers)
+    def moves(self, state: _State, doubly: bool) -> Iterator[Tones]:
+        among = self.model, self.spectra, state.dictionary.harmonics, state.tones
+        offers = moves(*among, self.spans)
+        return map(self.bound, itertools.chain(offers, double_moves(*among)) if doubly else offers)
 
     def explore(self, state: _State, voices: Voices, proposals: Iterable[Tones]) -> Exploration:
         agrees = None if self.known is None else self.known.holds

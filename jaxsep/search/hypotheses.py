@@ -5,6 +5,7 @@ much lower loss. A frame nearby that got them right offers them: refined and kep
 they lower P1's objective without changing it.
 """
 
+import itertools
 from collections.abc import Callable, Iterable, Iterator
 
 import equinox as eqx
@@ -27,6 +28,7 @@ __all__ = [
     "Exploration",
     "cheapest",
     "deepen",
+    "double_moves",
     "explore",
     "improve",
     "moves",
@@ -76,9 +78,10 @@ def reselect(
     spectra: Float[np.ndarray, "frames bins"],
     harmonics: Float[Array, "instruments harmonics"],
     tones: Tones,
+    instruments: Iterable[int] | None = None,
 ) -> Iterator[Tones]:
-    """For each instrument in turn, the best other tones given those of all other instruments."""
-    for instrument in range(harmonics.shape[0]):
+    """For each instrument in turn (all, or some), the best other tones given those of all others."""
+    for instrument in range(harmonics.shape[0]) if instruments is None else instruments:
         number = jnp.asarray(instrument)  # an array: one compiled program for all
         run = lambda *chunk, number=number: _reselected(model, harmonics, number, *chunk)
         alternatives = map_chunks(run, spectra, tones)
@@ -97,8 +100,24 @@ def moves(
     number = harmonics.shape[0]
     yield from reselect(model, spectra, harmonics, tones)
     yield from from_neighbours(tones, number, spans)
-    yield from exchanged(tones, number)
+    for pair in itertools.combinations(range(number), 2):
+        yield exchanged(tones, number, pair)
     yield from without(tones)
+
+
+def double_moves(
+    model: ToneFit,
+    spectra: Float[np.ndarray, "frames bins"],
+    harmonics: Float[Array, "instruments harmonics"],
+    tones: Tones,
+) -> Iterator[Tones]:
+    """The tones of two instruments exchanged, and then those of one of them chosen anew.
+
+    What one instrument explains alone may be a tone of the other, and one of its own an octave above.
+    """
+    number = harmonics.shape[0]
+    for pair in itertools.combinations(range(number), 2):
+        yield from reselect(model, spectra, harmonics, exchanged(tones, number, pair), pair)
 
 
 def deepen(
@@ -136,7 +155,10 @@ def deepen(
     for _ in range(rounds):
         scale = max(float(found.loss.mean()), LEAST_SCALE)
         free = VoiceModel.free().fit(found.tones, number, most, pursuit.objective.axis, scale)
-        offers = moves(pursuit, spectra, harmonics, found.tones, spans)
+        offers = itertools.chain(
+            moves(pursuit, spectra, harmonics, found.tones, spans),
+            double_moves(pursuit, spectra, harmonics, found.tones),
+        )
         found = explore(pursuit, spectra, dictionary, found, free, offers).found
     return found
 

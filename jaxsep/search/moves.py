@@ -4,7 +4,6 @@ All work on tones `[frames, slots]` in which instrument i owns the slots from `i
 loudest first (`arrange`).
 """
 
-import itertools
 from collections.abc import Iterable, Iterator
 
 import equinox as eqx
@@ -64,13 +63,12 @@ def from_neighbours(tones: Tones, num_instruments: int, spans: Iterable[int]) ->
                     yield _choose(_owned(tones, num_instruments, instrument), theirs, tones)
 
 
-def exchanged(tones: Tones, num_instruments: int) -> Iterator[Tones]:
+def exchanged(tones: Tones, num_instruments: int, pair: tuple[int, int]) -> Tones:
     """The tones of two instruments exchanged."""
     slots = tones.capacity // num_instruments
-    for pair in itertools.combinations(range(num_instruments), 2):
-        order = np.arange(tones.capacity).reshape(num_instruments, slots)
-        order[list(pair)] = order[list(pair[::-1])]
-        yield _with_instruments(jax.tree.map(lambda x, order=order: x[:, order.ravel()], tones), slots)
+    order = np.arange(tones.capacity).reshape(num_instruments, slots)
+    order[list(pair)] = order[list(pair[::-1])]
+    return _with_instruments(jax.tree.map(lambda x: x[:, order.ravel()], tones), slots)
 
 
 def without(tones: Tones) -> Iterator[Tones]:
