@@ -1,6 +1,7 @@
 """Moves and the search over a recording, on spectra whose tones are known."""
 
 import dataclasses
+import itertools
 from functools import cache
 
 import equinox as eqx
@@ -277,7 +278,7 @@ def alternated(learn=True, scale=1.0, rounds=1):
     start = Dictionary(jnp.asarray(DICTIONARY ** np.array([[0.8], [1.3]]), jnp.float32))
     steps = []
     result = alternation(PURSUIT, scale * song()[1], [start], SPACING, steps.append)
-    return result, len(steps), alternation.num_steps(1), start
+    return result, len(steps), alternation.num_steps(1, 2), start
 
 
 def test_alternation_finds_the_notes_and_improves_the_dictionary():
@@ -314,7 +315,40 @@ def test_nothing_need_be_known_of_the_instruments():
     alternation, steps = Alternation(rounds=2, spans=(1, 4)), []
     result = alternation(PURSUIT, song()[1], 2, SPACING, steps.append)
     assert np.mean(right(result.tones, likeliest(result.tones), song()[0])) > 0.95
-    assert 0 < len(steps) <= alternation.num_steps(0)
+    assert 0 < len(steps) <= alternation.num_steps(0, 2)
+
+
+@cache
+def trio(length=4):
+    """Notes of a bass, a bright and a pure sound, whose octave the last often doubles; and their spectra."""
+    rows = np.concatenate([DICTIONARY, [[1.0, 0.25, 0.08, 0.05, 0.02, 0.01, 0.01, 0.01]]])
+    low, middle = [0, 5, 7, 3, 2, 0, 7, 5], [19, 21, 22, 17, 16, 19, 21, 24]
+    high = [31, 33, 30, 29, 28, 22, 33, 27]
+    lines = [(0, 150.3, low), (1, 150.1, middle), (2, 150.2, high)]
+    notes = [
+        tuple(Note(who, 0.9, place + line[now] * SEMITONE) for who, place, line in lines)
+        for now in range(len(low))
+        for _ in range(length)
+    ]
+    clean = np.stack([render_notes(now, rows) for now in notes])
+    noise = np.random.default_rng(0).standard_normal(clean.shape)
+    spectra = np.maximum(clean + 2e-3 * noise, 0)
+    return notes, (spectra / spectra.max()).astype(np.float32)
+
+
+@pytest.mark.slow
+def test_with_what_is_learned_three_instruments_are_searched_again():
+    steps, search = [], Alternation(rounds=2, spans=(1, 4))
+    result = search(PURSUIT, trio()[1], 3, SPACING, steps.append)
+    assert 0 < len(steps) <= search.num_steps(0, 3)
+    mine, true = arrange(result.tones, 3, 1), arrange(pack_notes(trio()[0], 3), 3, 1).fundamental
+    near = lambda order: np.abs(mine.fundamental - true[:, order]) < 0.5 * SEMITONE
+    right = [np.mean(near(order) & mine.active) for order in itertools.permutations(range(3))]
+    assert max(right) > 0.8  # 0.67 at once
+    first, again, third = result.cost_trace[1], result.cost_trace[4], result.cost_trace[7]
+    assert again < 0.75 * first  # so that it counts,
+    assert third > 0.95 * again  # and what comes to the same does not:
+    assert len(result.cost_trace) == 9
 
 
 def test_what_stays_must_be_given():

@@ -42,6 +42,10 @@ RINGING = (1, 2, 4, 8, 16, 32)
 #: How much more a tone costs in the round with all frames.
 _STRICT = 3.0
 
+#: How often a search for three instruments or more begins again, and what part of the cost it must come to
+#: for that, as two that come to the same do so by chance.
+_AGAIN, _LESS = 2, 0.98
+
 #: What a track costs by `stream`, beside a frame by C, where two states are compared.
 _LINES = 0.25
 
@@ -54,7 +58,7 @@ class SearchResult(eqx.Module):
 
     - `tones`, `loss`: of every frame, `[frames, slots]`.
     - `dictionary`: of the instruments.
-    - `cost_trace`: the mean cost C of a frame after every round; it is stricter in the round with all frames,
+    - `cost_trace`: the mean cost C of a frame after every round; it is stricter in a round with all frames,
       and laxer in the last.
     - `confidence`: of every frame, as in `Exploration`; NaN where explanations were not compared.
     - `voices`: the costs of the last round; None where explanations were not compared.
@@ -82,7 +86,10 @@ class Alternation(eqx.Module):
        is dropped.
     3. A round with all frames, in which a tone costs more: what fills rests goes. Nothing is
        chosen anew after an exchange there: a room's reverberation would pass for octaves.
-    4. A last round, in which the dictionary stays and notes may ring on, also beside the next; to its tones
+    4. Of three instruments and more, steps 2 and 3 again from the tones that are found in each frame alone
+       with the dictionary as it is now: who doubles another's octave was his harmonics, as long as nobody's
+       were known. It ends with what costs no less, after step 2, than what came before.
+    5. A last round, in which the dictionary stays and notes may ring on, also beside the next; to its tones
        the timbre is fitted once more. Each instrument has a slot more there than it plays tones at a time.
 
     Until the last round what is explained is `dry`, the spectra without what only rings on.
@@ -113,14 +120,18 @@ class Alternation(eqx.Module):
     learn: bool = eqx.field(static=True, default=True)
     timbre: bool = eqx.field(static=True, default=True)
 
-    def num_steps(self, num_starts: int) -> int:
-        """How often `advance` is called at most for so many dictionaries."""
+    def num_steps(self, num_starts: int, num_instruments: int) -> int:
+        """How often `advance` is called at most for so many dictionaries of so many instruments."""
         left = num_starts + 1 if self.learn else num_starts
         steps = left + 2
         for _ in range(self.rounds):
             steps += left
             left = _half(left)
-        return steps
+        return steps + (self.rounds + 2) * self._again(num_instruments)
+
+    def _again(self, num_instruments):
+        """How often everything may begin again with a dictionary that was learned."""
+        return _AGAIN if self.learn and self.rounds and num_instruments > 2 else 0
 
     def __call__(
         self,
@@ -160,17 +171,10 @@ class Alternation(eqx.Module):
         dry = spectra if dry is None else dry
         near = tuple(sorted({max(1, round(span / self.stride)) for span in self.spans}))
         notes = [None if each is None else each.every(self.stride) for each in (begin, known)]
-        few = _Frames(
-            model,
-            dry[:: self.stride],
-            near,
-            self.stride * spacing,
-            self.voices,
-            1.0,
-            tick,
-            noise,
-            *notes,
-        )
+        among = model, dry[:: self.stride], near, self.stride * spacing, self.voices
+        few = _Frames(*among, 1.0, tick, noise, *notes)
+        among = model, dry, self.spans, spacing, strict(self.voices)
+        every = _Frames(*among, 1.0, tick, noise, begin, known)
         given = () if isinstance(dictionaries, int) else dictionaries
         if not given and not (self.learn and begin is None and known is None):
             raise ValueError(
@@ -185,26 +189,16 @@ class Alternation(eqx.Module):
                 starts.append(few.one_sound(find, number, size))
         scale = max(float(starts[0].found.loss.mean()) + noise, LEAST_SCALE)
         few = eqx.tree_at(lambda frames: frames.scale, few, scale)
-        for _ in range(self.rounds):
-            ends = sorted((self._round(few, start, doubly=True) for start in starts), key=few.total)
-            starts = ends[: _half(len(ends))]
-            trace.append(starts[0].cost)
-        state = starts[0]
-
-        # What was wrong at first made the loss, and with it the costs, larger than they should be.
-        scale = max(float(state.found.loss.mean()) + noise, LEAST_SCALE)
-        frames = _Frames(
-            model, dry, self.spans, spacing, strict(self.voices), scale, tick, noise, begin, known
-        )
+        rough = self._roughly(few, starts, trace)
         # A given dictionary sounds from here on as it was learned.
-        dictionary = state.dictionary if self.learn else dictionaries[0]
-        state = frames.refitted(
-            frames.bound(_spread(state.found.tones, self.stride, len(spectra))), dictionary
-        )
-        if self.rounds:
-            state = self._round(frames, state)
-            trace.append(state.cost)
-        last = eqx.tree_at(lambda frames: frames.spectra, frames, spectra)
+        every, state = self._closely(every, rough, rough.dictionary if self.learn else given[0], trace)
+        for _ in range(self._again(number) if begin is None and known is None else 0):
+            other = self._roughly(few, [few.each_alone(find, state.dictionary)], trace)
+            if few.total(other) > _LESS * few.total(rough):
+                break
+            rough = other
+            every, state = self._closely(every, rough, rough.dictionary, trace)
+        last = eqx.tree_at(lambda frames: frames.spectra, every, spectra)
         rung, voices = last.ring(state)
         trace.append(rung.cost)
         found, dictionary = rung.found, state.dictionary
@@ -213,6 +207,26 @@ class Alternation(eqx.Module):
         # In the last round nothing is offered but other edges.
         confidence = rung.confidence if state.confidence is None else state.confidence
         return SearchResult(found.tones, found.loss, dictionary, tuple(trace), confidence, voices)
+
+    def _roughly(self, few, starts, trace):
+        """What is cheapest of several starts after the rounds with few frames."""
+        for _ in range(self.rounds):
+            ends = sorted((self._round(few, start, doubly=True) for start in starts), key=few.total)
+            starts = ends[: _half(len(ends))]
+            trace.append(starts[0].cost)
+        return starts[0]
+
+    def _closely(self, every, rough, dictionary, trace):
+        """All frames, with the scale of their costs, and what a round that begins with few makes of them."""
+        # What was wrong at first made the loss, and with it the costs, larger than they should be.
+        scale = max(float(rough.found.loss.mean()) + every.noise, LEAST_SCALE)
+        every = eqx.tree_at(lambda frames: frames.scale, every, scale)
+        tones = _spread(rough.tones, self.stride, len(every.spectra))
+        state = every.refitted(every.bound(tones), dictionary)
+        if self.rounds:
+            state = self._round(every, state)
+            trace.append(state.cost)
+        return every, state
 
     def _round(self, frames, state, doubly=False):
         """Tones, then who plays them, then the dictionary."""

@@ -62,8 +62,8 @@ class Separation(eqx.Module):
       the frame from its direct predictions.
     - `confidence`: by how much, in units of the mean loss of a frame, the cost of the recording would grow
       with other notes in this frame; infinite where none were considered, NaN without the full search.
-    - `cost_trace`: mean cost of a frame after each round of the search (`VoiceModel`), of which the last two
-      weigh tones otherwise; without the full search, the mean loss alone.
+    - `cost_trace`: mean cost of a frame after each round of the search (`VoiceModel`), of which those with
+      all frames weigh tones otherwise; without the full search, the mean loss alone.
     - `restart_losses`: of every learned dictionary, the chosen one first; empty where none was.
     - `seconds`: wall time of every stage.
     - `known`: notes that were known before, and how much they bind.

@@ -292,7 +292,8 @@ class Stages:
             learn=survey.learn,
             timbre=settings.timbre,
         )
-        total, spacing = search.num_steps(len(survey.dictionaries)), settings.hop / ANALYSIS_RATE
+        total = search.num_steps(len(survey.dictionaries), survey.num_instruments)
+        spacing = settings.hop / ANALYSIS_RATE
         with self.progress.stage("finding the tones", total) as advance:
             return search(model, spectra, starts, spacing, advance, find=self._finder, **among)
 
