@@ -44,11 +44,14 @@ def joined(parts):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("settings", [GREEDY, FULL])
-def test_parts_are_those_of_the_whole(path, settings):
-    pieces, whole = (parts(path, s, settings, dictionary=true_dictionary()) for s in (4.0, 1e9))
-    assert (len(pieces), len(whole)) == (3, 1)
+@pytest.mark.parametrize(("settings", "seconds"), [(GREEDY, 4.0), (FULL, 2.0)])
+def test_parts_are_those_of_the_whole(tmp_path, path, settings, seconds):
     samples, rate = jaxsep.read_audio(path)
+    samples = samples[:, : round((3 * seconds - 1 / 3) * rate)]  # the full search takes its time
+    jaxsep.write_audio(tmp_path / "x.wav", samples, rate)
+    among = {"settings": settings, "dictionary": true_dictionary()}
+    pieces, whole = (parts(tmp_path / "x.wav", s, **among) for s in (seconds, 1e9))
+    assert (len(pieces), len(whole)) == (3, 1)
     stems, tones, times = joined(pieces)
     assert stems.shape == (2, *samples.shape)
     np.testing.assert_allclose(stems.sum(axis=0), samples, atol=1e-5)
