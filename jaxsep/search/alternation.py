@@ -42,9 +42,8 @@ RINGING = (1, 2, 4, 8, 16, 32)
 #: How much more a tone costs in the round with all frames.
 _STRICT = 3.0
 
-#: How often a search for three instruments or more begins again, and what part of the cost it must come to
-#: for that, as two that come to the same do so by chance.
-_AGAIN, _LESS = 2, 0.98
+#: What part of the cost a second search must come to: two that come to the same do so by chance.
+_LESS = 0.98
 
 #: What a track costs by `stream`, beside a frame by C, where two states are compared.
 _LINES = 0.25
@@ -88,7 +87,7 @@ class Alternation(eqx.Module):
        chosen anew after an exchange there: a room's reverberation would pass for octaves.
     4. Of three instruments and more, steps 2 and 3 again from the tones that are found in each frame alone
        with the dictionary as it is now: who doubles another's octave was his harmonics, as long as nobody's
-       were known. It ends with what costs no less, after step 2, than what came before.
+       were known. What costs less after step 2 stays.
     5. A last round, in which the dictionary stays and notes may ring on, also beside the next; to its tones
        the timbre is fitted once more. Each instrument has a slot more there than it plays tones at a time.
 
@@ -127,11 +126,11 @@ class Alternation(eqx.Module):
         for _ in range(self.rounds):
             steps += left
             left = _half(left)
-        return steps + (self.rounds + 2) * self._again(num_instruments)
+        return steps + (self.rounds + 2 if self._again(num_instruments) else 0)
 
     def _again(self, num_instruments):
-        """How often everything may begin again with a dictionary that was learned."""
-        return _AGAIN if self.learn and self.rounds and num_instruments > 2 else 0
+        """Whether all begins again with the dictionary that was learned."""
+        return self.learn and self.rounds > 0 and num_instruments > 2
 
     def __call__(
         self,
@@ -192,12 +191,10 @@ class Alternation(eqx.Module):
         rough = self._roughly(few, starts, trace)
         # A given dictionary sounds from here on as it was learned.
         every, state = self._closely(every, rough, rough.dictionary if self.learn else given[0], trace)
-        for _ in range(self._again(number) if begin is None and known is None else 0):
+        if self._again(number) and begin is None and known is None:
             other = self._roughly(few, [few.each_alone(find, state.dictionary)], trace)
-            if few.total(other) > _LESS * few.total(rough):
-                break
-            rough = other
-            every, state = self._closely(every, rough, rough.dictionary, trace)
+            if few.total(other) < _LESS * few.total(rough):
+                every, state = self._closely(every, other, other.dictionary, trace)
         last = eqx.tree_at(lambda frames: frames.spectra, every, spectra)
         rung, voices = last.ring(state)
         trace.append(rung.cost)
