@@ -57,8 +57,8 @@ class SearchResult(eqx.Module):
 
     - `tones`, `loss`: of every frame, `[frames, slots]`.
     - `dictionary`: of the instruments.
-    - `cost_trace`: the mean cost C of a frame after every round; it is stricter in a round with all frames,
-      and laxer in the last.
+    - `cost_trace`: the mean cost C of a frame after every round, also those of a second search that is not
+      kept; it is stricter in a round with all frames, and laxer in the last.
     - `confidence`: of every frame, as in `Exploration`; NaN where explanations were not compared.
     - `voices`: the costs of the last round; None where explanations were not compared.
     """
