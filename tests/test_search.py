@@ -16,7 +16,7 @@ from jaxsep.pursuit.recording import Hypotheses, pursue, refit
 from jaxsep.pursuit.refinement import LevenbergMarquardt
 from jaxsep.pursuit.tone_pursuit import TonePursuit
 from jaxsep.search import alternation as alternation_module
-from jaxsep.search.alternation import Alternation
+from jaxsep.search.alternation import Alternation, mean_energy
 from jaxsep.search.hypotheses import deepen, double_moves, explore, propagate, reselect
 from jaxsep.search.moves import arrange, exchanged, from_neighbours, ringing, without
 from jaxsep.search.voices import VoiceModel
@@ -370,6 +370,25 @@ def test_noise_counts_as_loss_and_makes_tones_dearer():
     assert noisy.scale - quiet.scale == pytest.approx(0.2, abs=1e-3)
 
 
+def test_the_costs_of_a_recording_are_not_those_of_its_strict_round():
+    costs, usual = alternated()[0].voices, VoiceModel()
+    assert costs.model.sounding == pytest.approx(usual.sounding)
+    assert costs.energy == pytest.approx(mean_energy(song()[1]), rel=1e-5)
+    # Beside so much noise no tone would be worth its cost, but it is worth a part of what sounds.
+    alternation = Alternation(VoiceModel(register=0.0), rounds=1, spans=(1, 4), learn=False)
+    found = alternation(PURSUIT, recording(), [INSTRUMENTS], SPACING, noise=10.0)
+    assert np.mean(right(found.tones)) > 0.9
+
+
+def test_silence_does_not_count_in_what_a_frame_sounds():
+    energy = mean_energy(recording())
+    assert energy == pytest.approx(np.mean(np.sum(recording(), axis=1)), rel=0.2)
+    padded = np.concatenate([recording(), np.zeros_like(recording())])
+    assert mean_energy(padded) == pytest.approx(energy)
+    assert mean_energy(0.1 * recording()) == pytest.approx(0.1 * energy)
+    assert mean_energy(np.zeros_like(recording())) == 0
+
+
 def test_tails_are_not_searched_for_notes(monkeypatch):
     monkeypatch.setattr(alternation_module, "RINGING", ())  # what may ring on in the last round
     # The first instrument rests in the second half, but for what rings on there.
@@ -380,7 +399,7 @@ def test_tails_are_not_searched_for_notes(monkeypatch):
     dry = np.maximum(clean + noise, 0).astype(np.float32)
     wet = dry.copy()
     for frame in range(2 * LENGTH, len(wet)):
-        fade = 0.5 * 0.8 ** (frame - 2 * LENGTH)
+        fade = 0.6 * 0.98 ** (frame - 2 * LENGTH)
         wet[frame] += fade * render_notes([melody()[2 * LENGTH - 1][0]]).astype(np.float32)
     alternation = Alternation(rounds=1, spans=(1, 4), learn=False)
     resting = slice(2 * LENGTH + 6, None)

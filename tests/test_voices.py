@@ -27,9 +27,9 @@ def tones_of(frames, slots=2):
     return blank
 
 
-def voices(surprisal=None, scale=1.0, model=MODEL, limit=1, noise=0.0):
+def voices(surprisal=None, scale=1.0, model=MODEL, limit=1, noise=0.0, energy=0.0):
     surprisal = jnp.zeros((2, AXIS.num_bins)) if surprisal is None else surprisal
-    return Voices(model, surprisal, jnp.float32(scale), jnp.float32(noise), AXIS, limit)
+    return Voices(model, surprisal, *map(jnp.float32, (scale, noise, energy)), AXIS, limit)
 
 
 def one(tones):
@@ -50,6 +50,35 @@ def test_costs_of_the_tones_of_a_frame():
     assert noisy.sounding(frame) - prior.sounding(frame) == pytest.approx(0.5 * 0.3, rel=1e-4)
     step = one(tones_of([[]])), frame
     assert noisy.changing(*step) == prior.changing(*step)
+
+
+def test_where_it_is_to_be_certain_a_tone_costs_a_part_of_what_sounds():
+    nothing, frame = one(tones_of([[]])), one(tones_of([[(0, 100), (1, 200)]]))
+    # In units of the spectra, whatever the loss and the noise.
+    for scale, noise in [(2.0, 0.0), (0.5, 3.0)]:
+        prior = voices(scale=scale, noise=noise, energy=7.0)
+        assert prior.strict().sounding(frame) == pytest.approx(2 * MODEL.worth * 7, rel=1e-5)
+        assert prior.strict().changing(nothing, frame) == prior.changing(nothing, frame)
+    free = voices(model=VoiceModel.free(), energy=7.0)
+    assert free.strict().sounding(frame) == 0
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "handed"),
+    [
+        ([(0, 100)], [(1, 100 + 0.6 * SEMITONE)], 1),
+        ([(0, 100), (1, 150)], [(0, 150), (1, 100)], 2),
+        ([(0, 100)], [(1, 100 + 0.8 * SEMITONE)], 0),  # another note
+        ([(0, 100)], [(0, 100), (1, 100)], 0),  # a unison begins
+        ([(0, 100), (1, 100)], [(1, 100)], 0),
+    ],
+)
+def test_notes_that_change_hands(before, after, handed):
+    """They cost the more, beside an end and a beginning."""
+    model = eqx.tree_at(lambda m: m.handing, MODEL, 1.5)
+    step = one(tones_of([before])), one(tones_of([after]))
+    more = voices(scale=2.0, model=model).changing(*step) - voices(scale=2.0).changing(*step)
+    assert more == pytest.approx(2 * 1.5 * handed)
 
 
 @pytest.mark.parametrize(

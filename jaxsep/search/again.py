@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float
 
 from jaxsep.learning.fit import fit_timbre
 from jaxsep.pursuit.refinement import ToneFit
-from jaxsep.search.alternation import EDGES, RINGING, SearchResult, strict
+from jaxsep.search.alternation import EDGES, RINGING, SearchResult, mean_energy
 from jaxsep.search.given import fitted, refitted
 from jaxsep.search.hypotheses import LEAST_SCALE, Exploration, cheapest, explore, moves
 from jaxsep.search.known import Known
@@ -101,13 +101,14 @@ class SearchAgain(eqx.Module):
             advance(f"cost {done.cost:.3f}")
             return done
 
-        playing = number, model.tones_per_instrument, model.objective.axis, scale, noise
-        costs = lambda found: strict(self.voices).fit(found.tones, *playing)
+        energy = mean_energy(dry)
+        playing = number, model.tones_per_instrument, model.objective.axis, scale, noise, energy
+        costs = lambda found: self.voices.fit(found.tones, *playing)
         small = lambda spectra, tones, number, dictionary: moves(
             model, spectra, dictionary.harmonics, tones, self.spans
         )
         for _ in range(self.rounds):
-            searched = explored(dry, found, costs(found), small)
+            searched = explored(dry, found, costs(found).strict(), small)
             dictionary, found = self._suited(model, dry, searched.found.tones, dictionary)
         wide = _where(touched, arrange(found.tones, number, more), before)
         found = refitted(model, spectra, dictionary, bound(wide))

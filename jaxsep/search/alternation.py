@@ -30,7 +30,7 @@ from jaxsep.search.voices import VoiceModel, Voices
 from jaxsep.tones.dictionary import NUM_HARMONICS, Dictionary
 from jaxsep.tones.tones import Tones
 
-__all__ = ["EDGES", "RINGING", "Alternation", "Finder", "SearchResult", "strict"]
+__all__ = ["EDGES", "RINGING", "Alternation", "Finder", "SearchResult", "mean_energy"]
 
 #: Finds the tones of every frame by itself: from a fit, spectra and harmonics; calls its last argument after
 #: each chunk of frames.
@@ -39,9 +39,6 @@ Finder = Callable[[ToneFit, np.ndarray, Array, Callable[[], None]], Hypotheses]
 #: Distances, in frames, over which notes may ring on in the last round.
 RINGING = (1, 2, 4, 8, 16, 32)
 
-#: How much more a tone costs in the round with all frames.
-_STRICT = 3.0
-
 #: What part of the cost a second search must come to: two that come to the same do so by chance.
 _LESS = 0.98
 
@@ -49,7 +46,7 @@ _LESS = 0.98
 _LINES = 0.25
 
 #: Costs in the last round: the notes are known, and only their edges are sought.
-EDGES = VoiceModel(register=0.0, crossing=0.0, change=0.05, sounding=0.0, ringing=0.1)
+EDGES = VoiceModel(register=0.0, crossing=0.0, change=0.05, sounding=0.0, ringing=0.1, handing=1.0)
 
 
 class SearchResult(eqx.Module):
@@ -60,7 +57,7 @@ class SearchResult(eqx.Module):
     - `cost_trace`: the mean cost C of a frame after every round, also those of a second search that is not
       kept; it is stricter in a round with all frames, and laxer in the last.
     - `confidence`: of every frame, as in `Exploration`; NaN where explanations were not compared.
-    - `voices`: the costs of the last round; None where explanations were not compared.
+    - `voices`: the costs of the recording; None where explanations were not compared.
     """
 
     tones: Tones
@@ -83,8 +80,8 @@ class Alternation(eqx.Module):
        that may change smoothly with the pitch, once as they are and once with their tracks given to the
        instruments anew; what costs less, lines included, stays. After each round the worse half of the starts
        is dropped.
-    3. A round with all frames, in which a tone costs more: what fills rests goes. Nothing is
-       chosen anew after an exchange there: a room's reverberation would pass for octaves.
+    3. A round with all frames, in which a tone must be worth a part of what sounds: what fills rests goes.
+       Nothing is chosen anew after an exchange there: a room's reverberation would pass for octaves.
     4. Of three instruments and more, steps 2 and 3 again from the tones that are found in each frame alone
        with the dictionary as it is now: who doubles another's octave was his harmonics, as long as nobody's
        were known. What costs less after step 2 stays.
@@ -171,9 +168,10 @@ class Alternation(eqx.Module):
         near = tuple(sorted({max(1, round(span / self.stride)) for span in self.spans}))
         notes = [None if each is None else each.every(self.stride) for each in (begin, known)]
         among = model, dry[:: self.stride], near, self.stride * spacing, self.voices
-        few = _Frames(*among, 1.0, tick, noise, *notes)
-        among = model, dry, self.spans, spacing, strict(self.voices)
-        every = _Frames(*among, 1.0, tick, noise, begin, known)
+        energy = mean_energy(dry)
+        few = _Frames(*among, 1.0, tick, noise, energy, *notes)
+        among = model, dry, self.spans, spacing, self.voices
+        every = _Frames(*among, 1.0, tick, noise, energy, begin, known, strict=True)
         given = () if isinstance(dictionaries, int) else dictionaries
         if not given and not (self.learn and begin is None and known is None):
             raise ValueError(
@@ -267,8 +265,10 @@ class _Frames(eqx.Module):
     scale: float
     tick: Callable[[], None]
     noise: float = 0.0
+    energy: float = 0.0
     begin: Known | None = None
     known: Known | None = None
+    strict: bool = False
 
     def bound(self, tones: Tones) -> Tones:
         """The nearest tones that agree with what is known."""
@@ -344,9 +344,14 @@ class _Frames(eqx.Module):
         return _State(refit(self.model, self.spectra, dictionary, tones), dictionary).arranged(slots)
 
     def costs(self, state: _State) -> Voices:
+        voices = self.usual(state)
+        return voices.strict() if self.strict else voices
+
+    def usual(self, state: _State) -> Voices:
+        """The costs of rounds that are not strict."""
         model, number = self.model, state.dictionary.num_instruments
         playing = number, model.tones_per_instrument, model.objective.axis
-        return self.voices.fit(state.tones, *playing, self.scale, self.noise)
+        return self.voices.fit(state.tones, *playing, self.scale, self.noise, self.energy)
 
     def total(self, state: _State) -> float:
         """What a state costs, lines included."""
@@ -372,17 +377,18 @@ class _Frames(eqx.Module):
         """A last round, in which each instrument has a slot more: notes may ring on beside the next."""
         number = state.dictionary.num_instruments
         wide = state.arranged(tuple(one + 1 for one in self.model.polyphony(number)))
-        voices = self.costs(wide)
+        voices = self.usual(wide)
         edges = dataclasses.replace(voices, model=jax.tree.map(jnp.float32, EDGES))
         near = from_neighbours(wide.tones, number, RINGING)
         offers = itertools.chain(near, without(wide.tones), ringing(wide.tones, number, RINGING))
         return self.explore(wide, edges, map(self.bound, offers)), voices
 
 
-def strict(voices):
-    """Costs by which a tone must be worth more: what is right by now, is."""
-    of = lambda v: v.model.sounding if isinstance(v, Voices) else v.sounding
-    return eqx.tree_at(of, voices, _STRICT * of(voices))
+def mean_energy(spectra: Float[np.ndarray, "frames bins"]) -> float:
+    """What a frame sounds, in the units of the lifted loss: the mean weighted by itself, without silence."""
+    energy = np.sum(spectra, axis=1)
+    total = energy.sum()
+    return float(np.sum(energy**2) / total) if total > 0 else 0.0
 
 
 def _spread(tones, stride, num_frames):

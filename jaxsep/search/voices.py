@@ -24,14 +24,19 @@ __all__ = ["Path", "VoiceModel", "Voices", "best_path"]
 class VoiceModel(eqx.Module):
     """Costs of a recording's tones beyond the lifted loss L, in units of the recording's mean loss s.
 
-    `C = Σ_frames ( L + νλK ) + s Σ_frames ( λK + λ'K' + γ Σ_k ln(p₀ / p_η(μ_k)) + χX + κ/2·(begins + ends) )`
+    `C = Σ_frames ( L + νλK ) + s Σ_frames ( λK + λ'K' + γ Σ_k ln(p₀ / p_η(μ_k)) + χX + κ/2·B + ζH )`
 
     for K tones in a frame, K' of them beyond what their instrument plays at a time, at positions μ_k. The
     register p_i is the density of an instrument's pitches, estimated from its tones over the recording, and
     p₀ that of an even spread over two octaves. X counts the pairs of tones of which the one whose instrument
-    plays higher over the recording is the lower one. A tone begins or ends where its instrument has none
-    nearby in pitch in the frame before or after. Noise of loss ν, of which the spectra were freed, may still
-    pass for a tone here and there, so that tones cost more where there is noise.
+    plays higher over the recording is the lower one. B counts the tones that begin or end, where their
+    instrument has none nearby in pitch in the frame before or after, and H those that end in one instrument
+    and go on in another. Noise of loss ν, of which the spectra were freed, may still pass for a tone here and
+    there, so that tones cost more where there is noise.
+
+    Where it is to be certain that somebody plays (`Voices.strict`), a tone costs the part ε of what a frame
+    sounds on average, instead of λ(s + ν): what a wrong tone explains, say in a rest, is another's
+    overtones and their decay, which grow with the music, and not with the loss.
 
     Arguments:
         register: γ ≥ 0.
@@ -39,6 +44,8 @@ class VoiceModel(eqx.Module):
         change: κ ≥ 0.
         sounding: λ ≥ 0.
         ringing: λ' ≥ 0, of a note that still sounds when its instrument plays the next.
+        handing: ζ ≥ 0.
+        worth: ε ≥ 0.
         tolerance: how far, in semitones, a tone may move from one frame to the next.
         smoothing: standard deviation, in semitones, of the kernel that estimates the registers.
 
@@ -55,13 +62,15 @@ class VoiceModel(eqx.Module):
     change: float | Float[Array, ""] = 0.5
     sounding: float | Float[Array, ""] = 0.1
     ringing: float | Float[Array, ""] = 0.1
+    handing: float | Float[Array, ""] = 0.0
+    worth: float | Float[Array, ""] = 0.033
     tolerance: float | Float[Array, ""] = 0.7
     smoothing: float = eqx.field(static=True, default=2.5)
 
     @classmethod
     def free(cls) -> "VoiceModel":
         """No costs beyond the loss: every frame for itself."""
-        return cls(register=0.0, crossing=0.0, change=0.0, sounding=0.0, ringing=0.0)
+        return cls(register=0.0, crossing=0.0, change=0.0, sounding=0.0, ringing=0.0, worth=0.0)
 
     def fit(
         self,
@@ -71,16 +80,21 @@ class VoiceModel(eqx.Module):
         axis: LogAxis,
         scale: float,
         noise: float = 0.0,
+        energy: float = 0.0,
     ) -> "Voices":
-        """The costs where tones `[frames, tones]` are roughly known, with scale s and noise ν."""
+        """The costs where tones `[frames, tones]` are roughly known, with scale s and noise ν.
+
+        `energy` is what a frame sounds on average, the sum of its magnitudes, of which `strict` takes a part.
+        """
         surprisal = jnp.asarray(_surprisal(tones, num_instruments, axis, self.smoothing), jnp.float32)
         # Arrays: one compiled program for all costs.
-        model, scale, noise = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), (self, scale, noise))
-        return Voices(model, surprisal, scale, noise, axis, tones_per_instrument)
+        arrays = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), (self, scale, noise, energy))
+        model, scale, noise, energy = arrays
+        return Voices(model, surprisal, scale, noise, energy, axis, tones_per_instrument)
 
 
 class Voices(eqx.Module):
-    """A `VoiceModel` for one recording: surprisal `ln(p₀ / p_i)` of every bin, the scale s and noise ν.
+    """A `VoiceModel` for one recording: surprisal `ln(p₀ / p_i)` of every bin, scale s, noise ν, and energy.
 
     The usual height of an instrument is the mean position of its register.
     """
@@ -89,6 +103,7 @@ class Voices(eqx.Module):
     surprisal: Float[Array, "instruments bins"]
     scale: Float[Array, ""]
     noise: Float[Array, ""]
+    energy: Float[Array, ""]
     axis: LogAxis
     tones_per_instrument: Polyphony = eqx.field(static=True)
 
@@ -96,6 +111,11 @@ class Voices(eqx.Module):
         """Themselves, whatever the recording: in the place of a `VoiceModel`."""
         del recording
         return self
+
+    def strict(self) -> "Voices":
+        """Costs by which a tone must be worth a part of what sounds."""
+        sounding = self.model.worth * self.energy / (self.scale + self.noise)
+        return eqx.tree_at(lambda v: v.model.sounding, self, sounding)
 
     def slots(self, capacity: int) -> tuple[int, ...]:
         """How many tones each instrument may have where all together have so many places.
@@ -127,14 +147,14 @@ class Voices(eqx.Module):
 
     def changing(self, before: Tones, after: Tones) -> Float[Array, ""]:
         """Cost of the step from the tones of one frame to those of the next."""
-        same = (
-            (before.active[:, None] & after.active)
-            & (before.instrument[:, None] == after.instrument)
-            & (jnp.abs(before.fundamental[:, None] - after.fundamental) < self._near())
-        )
+        near = jnp.abs(before.fundamental[:, None] - after.fundamental) < self._near()
+        near = near & before.active[:, None] & after.active
+        same = near & (before.instrument[:, None] == after.instrument)
         ends = before.active & ~jnp.any(same, axis=1)
         begins = after.active & ~jnp.any(same, axis=0)
-        return 0.5 * self.scale * self.model.change * (jnp.sum(ends) + jnp.sum(begins))
+        handed = jnp.sum(near & ends[:, None] & begins)
+        changes = 0.5 * self.model.change * (jnp.sum(ends) + jnp.sum(begins))
+        return self.scale * (changes + self.model.handing * handed)
 
     def _near(self):
         return self.model.tolerance * _semitone(self.axis)
