@@ -52,12 +52,12 @@ def test_costs_of_the_tones_of_a_frame():
     assert noisy.changing(*step) == prior.changing(*step)
 
 
-def test_where_it_is_to_be_certain_a_tone_costs_a_part_of_what_sounds():
+def test_where_it_is_to_be_certain_a_tone_costs_a_part_of_what_an_instrument_sounds():
     nothing, frame = one(tones_of([[]])), one(tones_of([[(0, 100), (1, 200)]]))
     # In units of the spectra, whatever the loss and the noise.
     for scale, noise in [(2.0, 0.0), (0.5, 3.0)]:
         prior = voices(scale=scale, noise=noise, energy=7.0)
-        assert prior.strict().sounding(frame) == pytest.approx(2 * MODEL.worth * 7, rel=1e-5)
+        assert prior.strict().sounding(frame) == pytest.approx(2 * MODEL.worth * 7 / 2, rel=1e-5)
         assert prior.strict().changing(nothing, frame) == prior.changing(nothing, frame)
     free = voices(model=VoiceModel.free(), energy=7.0)
     assert free.strict().sounding(frame) == 0

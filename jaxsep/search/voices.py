@@ -34,8 +34,8 @@ class VoiceModel(eqx.Module):
     and go on in another. Noise of loss ν, of which the spectra were freed, may still pass for a tone here and
     there, so that tones cost more where there is noise.
 
-    Where it is to be certain that somebody plays (`Voices.strict`), a tone costs the part ε of what a frame
-    sounds on average, instead of λ(s + ν): what a wrong tone explains, say in a rest, is another's
+    Where it is to be certain that somebody plays (`Voices.strict`), a tone costs the part ε of what an
+    instrument sounds on average, instead of λ(s + ν): what a wrong tone explains, say in a rest, is another's
     overtones and their decay, which grow with the music, and not with the loss.
 
     Arguments:
@@ -63,7 +63,7 @@ class VoiceModel(eqx.Module):
     sounding: float | Float[Array, ""] = 0.1
     ringing: float | Float[Array, ""] = 0.1
     handing: float | Float[Array, ""] = 0.0
-    worth: float | Float[Array, ""] = 0.033
+    worth: float | Float[Array, ""] = 0.066
     tolerance: float | Float[Array, ""] = 0.7
     smoothing: float = eqx.field(static=True, default=2.5)
 
@@ -113,8 +113,9 @@ class Voices(eqx.Module):
         return self
 
     def strict(self) -> "Voices":
-        """Costs by which a tone must be worth a part of what sounds."""
-        sounding = self.model.worth * self.energy / (self.scale + self.noise)
+        """Costs by which a tone must be worth a part of what its instrument sounds."""
+        each = self.energy / self.surprisal.shape[0]
+        sounding = self.model.worth * each / (self.scale + self.noise)
         return eqx.tree_at(lambda v: v.model.sounding, self, sounding)
 
     def slots(self, capacity: int) -> tuple[int, ...]:
