@@ -3,13 +3,18 @@
 import dataclasses
 import json
 import pickle
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from test_report import synthetic_separation
 
 import jaxsep
+from benchmarks.commands.names import in_order, names_of, outcomes, plain
+from benchmarks.common import Piece
+from jaxsep.cli import compute
 from jaxsep.cli.app import main
 from jaxsep.learning.names import assign_names, name_instruments, timbre_distances
 from jaxsep.results.read import read_instruments
@@ -226,9 +231,7 @@ def test_unique_names():
 
 @pytest.fixture(scope="module")
 def duet():
-    mixture, _, rate = jaxsep.demo_recording()
-    settings = jaxsep.SeparationSettings(restarts=1, steps=3, search="greedy")
-    return jaxsep.separate(mixture[:rate], rate, 2, settings=settings, key=jax.random.key(0))
+    return synthetic_separation()
 
 
 class TestSeparation:
@@ -343,27 +346,80 @@ def test_what_has_no_effect_or_is_unknown_is_refused(options, message, capsys, t
     assert not (tmp_path / "out").exists()
 
 
+class TestCommandLine:
+    """The options and the files; the separation is made up, and names what it is asked to name."""
+
+    @pytest.fixture
+    def asked(self, duet, tmp_path, monkeypatch):
+        """The arguments of each call."""
+        calls = []
+
+        def separate(samples, sample_rate, num_instruments, *, settings, dictionary, progress, key, **more):
+            calls.append({"num_instruments": num_instruments} | more)
+            if "like" in more:
+                return duet.named(more["like"])
+            labels = more["instruments"].names if "instruments" in more else ()
+            return dataclasses.replace(duet, labels=labels)
+
+        monkeypatch.setattr(separation, "separate", separate)
+        monkeypatch.setattr(compute, "overview", lambda *_: None)
+        monkeypatch.chdir(tmp_path)
+        mixture, _, rate = jaxsep.demo_recording()
+        jaxsep.write_audio("duet.wav", mixture[:rate], rate)
+        return calls
+
+    def separated(self, folder, *options):
+        """Names of the stems, and what the document says of the input."""
+        assert main(["separate", "duet.wav", "--no-cache", "-o", folder, *options]) == 0
+        about = json.loads(Path(folder, "separation.json").read_text())
+        return sorted(path.name for path in Path(folder).glob("stem-*")), about["input"]
+
+    def test_blindly_nothing_has_a_name(self, asked):
+        stems, about = self.separated("out", "-n", "2")
+        assert stems == ["stem-1.wav", "stem-2.wav"]
+        assert asked == [{"num_instruments": 2}]
+        assert not {"like", "players"} & set(about)
+
+    def test_instruments_can_be_told(self, asked, orchestra):
+        stems, about = self.separated("out", "-n", "violin, double  bass")
+        assert stems == ["stem-1-violin.wav", "stem-2-double-bass.wav"]
+        (call,) = asked
+        assert call["num_instruments"] == 2
+        assert call["instruments"].names == ("violin", "double bass")
+        assert about["players"] == ["violin", "double bass"]
+        assert "violin" in Path("out", "notes.csv").read_text()
+
+    def test_the_library_that_ships_is_called_orchestra(self, asked, orchestra):
+        _, about = self.separated("out", "-n", "2", "--like", "orchestra")
+        (call,) = asked
+        assert call["like"].names == orchestra.names
+        assert about["like"] == "orchestra"
+
+    def test_an_earlier_result_names_this_one(self, asked):
+        self.separated("earlier", "-n", "horn,oboe")
+        stems, _ = self.separated("again", "-n", "2", "--like", "earlier")
+        assert stems == ["stem-1-horn.wav", "stem-2-oboe.wav"]
+        told, _ = self.separated("told", "-n", "oboe,horn", "--like", "earlier")
+        assert told == ["stem-1-oboe.wav", "stem-2-horn.wav"]
+        assert main(["separate", "duet.wav", "-o", "not", "-n", "violin,horn", "--like", "earlier"]) == 2
+
+    def test_an_earlier_result_without_names_is_refused(self, asked, capsys):
+        self.separated("earlier", "-n", "2")
+        assert main(["separate", "duet.wav", "-n", "2", "-o", "out", "--like", "earlier", "--no-cache"]) == 2
+        assert "expected some with names in earlier, got numbers alone" in capsys.readouterr().err
+        assert not Path("out").exists()
+
+
 @pytest.mark.slow
-def test_the_demo_is_called_by_its_names(tmp_path, monkeypatch):
-    """The whole way: by a library, by the names of who plays, and by an earlier result."""
-    monkeypatch.chdir(tmp_path)
-    mixture, _, rate = jaxsep.demo_recording()
-    jaxsep.write_audio("duet.wav", mixture[: 4 * rate], rate)
-    stems = lambda folder: {path.name for path in (tmp_path / folder).glob("stem-*.wav")}
-    quick = ["duet.wav", "--hop", "2048", "--no-cache", "-o"]
-    assert main(["separate", *quick, "like", "-n", "2", "--like", "orchestra"]) == 0
-    assert main(["separate", *quick, "told", "-n", "clarinet,recorder"]) == 0
-    assert main(["separate", *quick, "again", "-n", "2", "--like", "told"]) == 0
-    assert main(["separate", *quick, "blind", "-n", "2"]) == 0
-    assert stems("blind") == {"stem-1.wav", "stem-2.wav"}
-    for folder in ("like", "told", "again"):
-        names = json.loads((tmp_path / folder / "separation.json").read_text())["names"]
-        assert sorted(names) == ["clarinet", "recorder"], folder
-        assert stems(folder) == {f"stem-{n}-{name}.wav" for n, name in enumerate(names, start=1)}
-    sounds = lambda folder: [p.read_bytes() for p in sorted((tmp_path / folder).glob("stem-*.wav"))]
-    assert sounds("like") == sounds("blind")
-    about = json.loads((tmp_path / "blind" / "separation.json").read_text())["input"]
-    assert not {"like", "players"} & set(about)
+def test_the_demo_is_called_by_its_names(orchestra):
+    mixture, stems, rate = jaxsep.demo_recording()
+    settings = jaxsep.SeparationSettings(hop=2048)
+    players = orchestra.chosen(["clarinet", "recorder"])
+    told = jaxsep.separate(mixture, rate, instruments=players, settings=settings, key=jax.random.key(0))
+    assert sorted(told.names) == ["clarinet", "recorder"]
+    truth = np.stack([stems[name] for name in told.names])
+    assert jaxsep.sdr_sir_sar_gain(truth, told.stems).permutation.tolist() == [0, 1]
+    assert set(told.named(orchestra).names) <= {"clarinet", "recorder", "instrument 1", "instrument 2"}
 
 
 def test_the_library_is_listed(capsys):
@@ -374,3 +430,33 @@ def test_the_library_is_listed(capsys):
     assert "licence: MIT" in out
     assert main(["dictionaries", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["names"] == list(read_about(SHIPPED).names)
+
+
+class TestCounting:
+    @pytest.mark.parametrize(
+        ("name", "kind"),
+        [
+            ("violin-1", "violin"),
+            ("violin 2", "violin"),
+            ("sax", "saxophone"),
+            ("oboe", "oboe"),
+            (None, None),
+        ],
+    )
+    def test_numbers_do_not_count(self, name, kind):
+        assert plain(name) == kind
+
+    def test_right_wrong_and_none(self):
+        run = {"true": ["violin", "violin", "oboe", "horn"], "like": ["violin", "violin 2", None, "tuba"]}
+        assert outcomes(run) == {"right": 2, "none": 1, "wrong": 1}
+
+    def test_a_separation_is_counted_in_the_order_of_the_truth(self, orchestra, duet):
+        """Made of library instruments whose stems are in the other order."""
+        two = orchestra.chosen(["oboe", "trumpet"])
+        stems = np.random.default_rng(0).standard_normal((2, 1000))
+        made = {"stems": stems, "mixture": None, "dictionary": two.dictionary, "tones": melodies(two)}
+        found = dataclasses.replace(duet, **made)
+        piece = Piece("two", ("trumpet", "oboe"), stems.sum(axis=0), stems[::-1], duet.sample_rate)
+        run = names_of(piece.instruments, in_order(found, piece))
+        assert run["true"] == ["trumpet", "oboe"] == list(run["like"]) == run["told"]
+        assert outcomes(run, "missing")["right"] == 0

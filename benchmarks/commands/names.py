@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 import numpy as np
 import typer
 
@@ -60,7 +61,8 @@ def run(name: str, seconds: float | None, seed: int, notes: bool) -> dict[str, A
 
 def in_order(found: Separation, piece: Piece) -> Separation:
     """The instruments in the order of the true ones, by the SDR of their stems."""
-    order = np.asarray(sdr_sir_sar_gain(piece.stems, found.stems).permutation)
+    sounds = (jnp.asarray(stems, jnp.float32) for stems in (piece.stems, found.stems))
+    order = np.asarray(sdr_sir_sar_gain(*sounds).permutation)
     place = np.argsort(order).astype(np.int32)
     rows = jax.tree.map(lambda x: x[order], (found.dictionary.harmonics, found.dictionary.by_pitch))
     fields = lambda s: (s.tones.instrument, s.dictionary.harmonics, s.dictionary.by_pitch)
