@@ -37,6 +37,7 @@ from jaxsep.tones.dictionary import (
     Dictionary as Dictionary,
     random_instruments as random_instruments,
 )
+from jaxsep.tones.instruments import Instruments as Instruments
 from jaxsep.tones.rendering import render as render, render_instruments as render_instruments
 from jaxsep.pursuit.loss import LiftedLoss as LiftedLoss
 from jaxsep.pursuit.refinement import (
@@ -55,6 +56,7 @@ from jaxsep.blasso.path import LassoPath as LassoPath, lasso_path as lasso_path
 from jaxsep.learning.learner import DictionaryLearner as DictionaryLearner
 from jaxsep.learning.restarts import learn_dictionaries as learn_dictionaries
 from jaxsep.learning.fit import fit_dictionary as fit_dictionary, fit_timbre as fit_timbre
+from jaxsep.learning.names import name_instruments as name_instruments
 from jaxsep.notes.note import Note as Note
 from jaxsep.notes.notes import NoteRule as NoteRule, find_notes as find_notes
 from jaxsep.notes.score import Rest as Rest, Score as Score
@@ -80,6 +82,7 @@ from jaxsep.separation.result import Separation as Separation
 from jaxsep.separation.chain import PursuitSeparator as PursuitSeparator
 from jaxsep.separation.separate import separate as separate, separate_parts as separate_parts
 from jaxsep.separation.neural import separate_neural as separate_neural
+from jaxsep.results.read import read_instruments as read_instruments
 from jaxsep.report.spectrograms import spectrogram_figure as spectrogram_figure
 from jaxsep.report.plots import overview as overview
 

@@ -1,4 +1,4 @@
-"""The command line: `jaxsep separate`, `report`, `evaluate`, `spectrogram` and `demo`.
+"""The command line: `jaxsep separate`, `report`, `evaluate`, `spectrogram`, `dictionaries` and `demo`.
 
 JAX is imported only when there is something to compute, so that help and mistakes are answered at once.
 """
@@ -22,13 +22,16 @@ from jaxsep.cli.options import (
     ManyValues,
     NoCache,
     OnDevice,
+    Players,
     Recording,
     Recordings,
     References,
     Seed,
     audio_format,
     given_options,
+    library_folder,
     notes_given,
+    players_given,
     separation_settings,
     settings_from,
     with_settings,
@@ -46,12 +49,13 @@ from jaxsep.cli.process import (
     voices,
 )
 from jaxsep.cli.references import read_references, read_stems
-from jaxsep.cli.terminal import TerminalProgress, show_evaluation, show_separation
+from jaxsep.cli.terminal import TerminalProgress, show_evaluation, show_library, show_separation
 from jaxsep.cli.work import Work
 from jaxsep.neural.settings import PRESETS, NeuralSettings
 from jaxsep.report.kinds import KINDS
 from jaxsep.results.schema import read_document, to_json
 from jaxsep.separation.settings import METHODS, NOTES_ARE, SeparationSettings
+from jaxsep.tones.library import SHIPPED, read_about
 
 __all__ = ["app", "main"]
 
@@ -113,15 +117,13 @@ def separate(
     output: Annotated[
         Path, typer.Option("--output", "-o", metavar="OUT", help="New folder for the results.")
     ],
-    num_instruments: Annotated[
-        int | None,
+    instruments: Players = None,
+    like: Annotated[
+        str | None,
         typer.Option(
-            "--instruments",
-            "-n",
-            metavar="N",
-            min=1,
-            max=16,
-            help="How many instruments play.  [default: as many as --notes has]",
+            metavar="LIBRARY",
+            help="Call the instruments as those of a library that they clearly sound like: orchestra, which "
+            "jaxsep dictionaries lists, or the folder of an earlier run.  [default for names: orchestra]",
         ),
     ] = None,
     notes: Annotated[
@@ -233,6 +235,7 @@ def separate(
         if value and not alone:
             raise ValueError(f"{option}: expected with one recording, got {len(mixtures)}.")
     neural = method == "neural"
+    num_instruments, players = players_given(instruments, like, method, given)
     known = notes_given(notes, notes_are, align, num_instruments, given)
     if neural:
         settings = getattr(NeuralSettings, preset)()
@@ -243,6 +246,8 @@ def separate(
     work = Work(
         settings=settings,
         num_instruments=num_instruments or known.score.num_instruments,
+        players=players,
+        like=like,
         notes=known,
         earlier=earlier,
         backend=Backend(device, cache, no_cache),
@@ -257,8 +262,9 @@ def separate(
         force=force,
     )
     jobs = [Job(mixtures[0], output)] if alone else plan(mixtures, output, shard)
+    library = library_folder(like)
     for job in jobs:
-        check_outside(job.folder, *mixtures, notes, earlier, dictionary, checkpoint, *reference)
+        check_outside(job.folder, *mixtures, notes, earlier, library, dictionary, checkpoint, *reference)
     if alone:
         _work_on(jobs[0], work, as_json)
     else:
@@ -396,6 +402,16 @@ def spectrogram(
         with progress.stage("spectrogram", 1) as advance:
             compute.spectrogram_figure(samples, sample_rate, draft, kind=kind, title=mixture.name)
             advance()
+
+
+@app.command()
+def dictionaries(as_json: AsJson = False) -> None:
+    """List the instruments that jaxsep knows, for --like orchestra and --instruments."""
+    about = read_about(SHIPPED)
+    if as_json:
+        _print_json(about.header())
+    else:
+        show_library(about)
 
 
 @app.command()

@@ -15,12 +15,13 @@ from jaxsep.report.page import write_page as write_page
 from jaxsep.report.plots import overview
 from jaxsep.report.spectrograms import spectrogram_figure as spectrogram_figure
 from jaxsep.results.document import evaluation_document as evaluation_document
-from jaxsep.results.read import read_earlier
+from jaxsep.results.read import read_earlier, read_instruments
 from jaxsep.results.write import write_results as write_results
 from jaxsep.separation import neural, separate
 from jaxsep.separation.result import Separation
 from jaxsep.separation.settings import SeparationSettings
 from jaxsep.tones.dictionary import Dictionary
+from jaxsep.tones.instruments import Instruments
 
 __all__ = ["separate_at_once", "separate_in_parts"]
 
@@ -73,6 +74,7 @@ def _options(
     progress: Progress,
     notes: Notes | None = None,
     earlier: Path | None = None,
+    **library: Any,
 ) -> dict[str, Any]:
     """Arguments that all methods have, and notes if there are any; what is given beside them are files."""
     known = None if dictionary is None else Dictionary.load(dictionary)
@@ -81,4 +83,10 @@ def _options(
         options |= {"notes": notes.score, "notes_are": notes.are, "align": notes.align}
     if earlier is not None:
         options["earlier"] = read_earlier(earlier)
-    return options
+    return options | _names(**library) if library else options
+
+
+def _names(players: tuple[str, ...], like: Path | None) -> dict[str, Any]:
+    """The instruments that play, if they are told, or those that may play."""
+    library = Instruments.orchestra() if like is None else read_instruments(like)
+    return {"instruments": library.chosen(players)} if players else {"like": library}

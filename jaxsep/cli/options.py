@@ -2,6 +2,7 @@
 
 import dataclasses
 import inspect
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
@@ -14,6 +15,7 @@ from jaxsep.notes.reading import read_notes
 from jaxsep.notes.score import Score
 from jaxsep.results.schema import read_document
 from jaxsep.separation.settings import METHODS, SeparationSettings
+from jaxsep.tones.library import SHIPPED, read_about
 
 __all__ = [
     "AsJson",
@@ -24,13 +26,16 @@ __all__ = [
     "NoCache",
     "Notes",
     "OnDevice",
+    "Players",
     "Recording",
     "Recordings",
     "References",
     "Seed",
     "audio_format",
     "given_options",
+    "library_folder",
     "notes_given",
+    "players_given",
     "separation_settings",
     "settings_from",
     "with_settings",
@@ -52,6 +57,20 @@ Recordings = Annotated[
 ]
 Recording = Annotated[
     Path, typer.Argument(metavar="MIX", help=f"The recording {_READABLE}.", show_default=False)
+]
+
+#: More than anyone can tell apart blindly.
+_MOST_PLAYERS = 16
+
+Players = Annotated[
+    str | None,
+    typer.Option(
+        "--instruments",
+        "-n",
+        metavar="N",
+        help="How many instruments play, or which, such as violin,cello: learning begins with what they "
+        "sound like.  [default: as many as --notes has]",
+    ),
 ]
 Seed = Annotated[
     int, typer.Option(metavar="S", min=0, max=2**32 - 1, help="The same seed gives the same result.")
@@ -84,7 +103,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print the JSON document an
 
 #: Methods to which an option belongs that is none of the settings; the others belong to all.
 _METHODS = {
-    **dict.fromkeys(["fast", "part"], METHODS),
+    **dict.fromkeys(["fast", "part", "like"], METHODS),
     **dict.fromkeys(["notes", "notes_are", "align", "earlier"], ("pursuit",)),
     **dict.fromkeys(["preset", "minutes", "checkpoint", "resume"], ("neural",)),
 }
@@ -190,6 +209,54 @@ class Notes(NamedTuple):
     score: Score
     are: str
     align: bool
+
+
+#: The library that ships with the package, as an option calls it.
+_ORCHESTRA = "orchestra"
+
+
+def library_folder(like: str | None) -> Path | None:
+    """The folder of an earlier run, if it is the library of an option."""
+    return None if like in (None, _ORCHESTRA) else Path(like)
+
+
+def players_given(
+    text: str | None, like: str | None, method: str, given: set[str]
+) -> tuple[int | None, tuple[str, ...]]:
+    """How many instruments play, and their names, if they are told; refuses those that nobody knows.
+
+    Arguments:
+        text, like, method: values of the options.
+        given: names of the options that are not defaults.
+    """
+    folder = library_folder(like)
+    known = read_about(SHIPPED).names if folder is None else read_document(folder).get("names", [])
+    instruments = None if text is None else _players(text)
+    if not isinstance(instruments, tuple):
+        return instruments, ()
+    for name in instruments:
+        if name not in known:
+            raise ValueError(f"--instruments: expected a number, or some of {', '.join(known)}, got {name}.")
+    if method not in METHODS:
+        raise ValueError(f"--instruments: expected a number with --method {method}, got names.")
+    for name in ("notes", "dictionary", "restarts"):
+        if name in given:
+            raise ValueError(
+                f"--{name}: expected without names in --instruments, with which learning begins."
+            )
+    return len(instruments), instruments
+
+
+def _players(text: str) -> int | tuple[str, ...]:
+    """How many instruments play, or which."""
+    names = tuple(" ".join(name.split()) for name in text.split(","))
+    numeric = re.fullmatch(r"[+-]?\d+", names[0]) and len(names) == 1
+    number = int(names[0]) if numeric else len(names)
+    if not 1 <= number <= _MOST_PLAYERS:
+        raise ValueError(f"--instruments: expected 1 to {_MOST_PLAYERS}, got {number}.")
+    if not all(names):
+        raise ValueError(f"--instruments: expected a number, or names such as violin,cello, got {text!r}.")
+    return number if numeric else names
 
 
 #: What is learned where no notes are known, and searched where not all are.

@@ -14,9 +14,11 @@ from rich.progress import Progress as Bars
 from rich.table import Table
 
 from jaxsep.cli.process import go_on
+from jaxsep.notes.note import note_name
 from jaxsep.progress import Progress
+from jaxsep.tones.library import About
 
-__all__ = ["TerminalProgress", "show_evaluation", "show_separation"]
+__all__ = ["TerminalProgress", "show_evaluation", "show_library", "show_separation"]
 
 
 class TerminalProgress(Progress):
@@ -116,6 +118,15 @@ def show_separation(document: dict[str, Any], output: Path) -> None:
     console.print(f"results: {output}/")
     for file in sorted(output.iterdir()):
         console.print(f"  {file.name}")
+
+
+def show_library(about: About) -> None:
+    """Prints the instruments of a library, their ranges, where they come from, and the licence."""
+    console, table = _stdout(), _table("instrument", "lowest", "highest")
+    for name, (lowest, highest) in zip(about.names, about.ranges.tolist(), strict=True):
+        table.add_row(name, note_name(lowest), note_name(highest))
+    console.print(table)
+    console.print(f"from {about.source}; licence: {about.licence}")
 
 
 #: Measures of one figure each: key in the document, and title.

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from jaxsep.audio import Recording, check_tracks
 from jaxsep.cli.jobs import Job, finished_document
-from jaxsep.cli.options import Notes
+from jaxsep.cli.options import Notes, library_folder
 from jaxsep.cli.process import Backend, sentence, start_jax
 from jaxsep.cli.references import read_references
 from jaxsep.files import AudioError, OutputFolder
@@ -43,6 +43,8 @@ class Work:
     - `training`: arguments of `separate_neural` that are about training.
     - `part`: seconds of a recording beyond which it is separated in parts; `None` for never.
     - `dictionary`: file to use instead of learning.
+    - `players`: names of the instruments that play, with which learning begins.
+    - `like`: library of these, and of those whose names the instruments may have.
     - `notes`: that are known of the recording.
     - `earlier`: folder of an earlier run, of which the notes are corrections.
     - `audio`: suffix of the tracks, and their sample format.
@@ -59,6 +61,8 @@ class Work:
     training: dict[str, Any] = field(default_factory=dict)
     part: float | None = None
     dictionary: Path | None = None
+    players: tuple[str, ...] = ()
+    like: str | None = None
     notes: Notes | None = None
     earlier: Path | None = None
     report: bool = False
@@ -100,6 +104,8 @@ class Work:
             source |= {"notes": self.notes.file, "notes_are": self.notes.are, "align": self.notes.align}
         if self.earlier is not None:
             source["from"] = self.earlier.resolve().name
+        if self.like is not None or self.players:
+            source |= {"players": list(self.players), "like": self.like}
         if self.part is not None:
             source["longest_part_s"] = self.part
         if self.skip:
@@ -151,6 +157,8 @@ class Work:
     def _request(self, progress):
         fields = ("settings", "dictionary", "seed")
         request = {name: getattr(self, name) for name in fields} | {"progress": progress}
+        if self.like is not None or self.players:
+            request |= {"players": self.players, "like": library_folder(self.like)}
         if self.notes is not None:
             request |= {"notes": self.notes}
         return request if self.earlier is None else request | {"earlier": self.earlier}

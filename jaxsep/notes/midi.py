@@ -12,6 +12,7 @@ import numpy as np
 from jaxsep.files import AudioWarning
 from jaxsep.notes.note import Note
 from jaxsep.notes.score import Score, default_name
+from jaxsep.tones.library import unique_names
 
 __all__ = ["MidiError", "read_midi"]
 
@@ -46,7 +47,9 @@ def read_midi(content: bytes) -> Score:
         warnings.warn(
             f"{left_out} notes of percussion, on channel 10, are left out.", AudioWarning, stacklevel=4
         )
-    return Score(sorted(notes, key=lambda note: (note.onset, note.instrument, note.pitch)), _unique(names))
+    return Score(
+        sorted(notes, key=lambda note: (note.onset, note.instrument, note.pitch)), unique_names(names)
+    )
 
 
 def _parsed(content):
@@ -231,15 +234,3 @@ def _note(note, instrument, seconds):
     pitch = float(np.clip(bends[middle], note.key - 0.49, note.key + 0.49))
     level = 40 * math.log10(note.velocity / 127)
     return Note(instrument, float(onset), float(offset), pitch, level, seconds(ticks), bends, held=True)
-
-
-def _unique(names):
-    """Names of which none occurs twice: the second violin is `violin 2`."""
-    found: list[str] = []
-    for name in names:
-        number, candidate = 1, name
-        while candidate in found:
-            number += 1
-            candidate = f"{name} {number}"
-        found.append(candidate)
-    return found

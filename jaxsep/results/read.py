@@ -1,6 +1,7 @@
 """What a separation left in its folder, read back."""
 
 import dataclasses
+import os
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,14 @@ from jaxsep.results.schema import read_document
 from jaxsep.results.tones import read_tones
 from jaxsep.separation.found import Earlier
 from jaxsep.tones.dictionary import Dictionary
+from jaxsep.tones.instruments import Instruments
+from jaxsep.tones.library import unique_names
 from jaxsep.tones.tones import Tones
 
-__all__ = ["Results", "read_earlier", "read_results"]
+__all__ = ["Results", "read_earlier", "read_instruments", "read_results"]
+
+#: Semitones beyond the notes of a recording that an instrument may play in another one.
+_BEYOND = 12
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,6 +89,31 @@ def read_earlier(folder: Path) -> Earlier:
     about = document["input"]
     dictionary, tones, times, notes = _found(folder, document, about["samples"] / about["sample_rate"])
     return Earlier.read(tones, times, dictionary, notes)
+
+
+def read_instruments(folder: str | os.PathLike) -> Instruments:
+    """The instruments of an earlier separation that have names.
+
+    Arguments:
+        folder: that `jaxsep separate` or `Separation.save` wrote. Their ranges are taken to be an octave
+            wider, either way, than what they play there.
+
+    Raises: `ValueError` where no instrument has a name, and what `Separation.load` raises.
+    """
+    folder = Path(folder)
+    document = read_document(folder)
+    about = document["input"]
+    dictionary, _, _, notes = _found(folder, document, about["samples"] / about["sample_rate"])
+    names = document.get("names") or []
+    named = [number for number, name in enumerate(names) if name != default_name(number)]
+    if not named:
+        raise ValueError(f"instruments: expected some with names in {folder}, got numbers alone")
+    ranges = []
+    for number in range(len(names)):
+        pitches = [note.pitch for note in notes if note.instrument == number] or [0, 127]
+        ranges.append([min(pitches) - _BEYOND, max(pitches) + _BEYOND])
+    everyone = Instruments(dictionary, tuple(unique_names(names)), np.array(ranges, np.float32), folder.name)
+    return everyone.chosen([everyone.names[number] for number in named])
 
 
 def _found(folder, document, duration):

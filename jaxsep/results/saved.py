@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from jaxsep.neural.settings import NeuralSettings
-from jaxsep.notes.score import Score
+from jaxsep.notes.score import Score, default_name
 from jaxsep.results.frames import read_frames
 from jaxsep.results.read import Results, read_results
 from jaxsep.separation.result import KnownNotes, Separation
@@ -39,6 +39,7 @@ def load_separation(folder: str | os.PathLike) -> Separation:
         seconds=_seconds(document),
         known=_known(results),
         settings=_settings(document.get("settings")),
+        labels=_labels(results.names),
         **found,
     )
 
@@ -76,6 +77,12 @@ def _known(results: Results) -> KnownNotes | None:
     if are not in NOTES_ARE:
         return None
     return KnownNotes(Score(results.notes if are == "all" else [], results.names), are)
+
+
+def _labels(names: list[str]) -> tuple[str | None, ...]:
+    """The names that are more than numbers; empty where none is."""
+    labels = [None if name == default_name(n) else name for n, name in enumerate(names)]
+    return tuple(labels) if any(labels) else ()
 
 
 def _settings(fields) -> SeparationSettings | NeuralSettings | None:

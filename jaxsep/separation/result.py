@@ -18,11 +18,13 @@ from jaxtyping import Bool, Float
 
 from jaxsep.audio import check_samples, loudest_alone
 from jaxsep.files import AudioWarning
+from jaxsep.learning.names import name_instruments
 from jaxsep.neural.settings import NeuralSettings
 from jaxsep.notes.note import Note
 from jaxsep.notes.score import Score, default_name
 from jaxsep.separation.settings import NOTES_ARE, SeparationSettings
 from jaxsep.tones.dictionary import Dictionary
+from jaxsep.tones.instruments import Instruments
 from jaxsep.tones.tones import Tones
 
 if TYPE_CHECKING:
@@ -71,6 +73,7 @@ class Separation(eqx.Module):
       stems and noise stands for it.
     - `settings`: with which it was found.
     - `noise`: what the stems are without, as the mixture is, if the settings keep it apart.
+    - `labels`: of each instrument what it is called, or None; empty where nothing names them.
 
     In a notebook it shows itself: players for mixture and stems, the picture of `plot`, and the notes.
 
@@ -96,12 +99,32 @@ class Separation(eqx.Module):
     mixture: Float[np.ndarray, "*channels samples"] | None = None
     settings: SeparationSettings | NeuralSettings | None = eqx.field(static=True, default=None)
     noise: Float[np.ndarray, "*channels samples"] | None = None
+    labels: tuple[str | None, ...] = eqx.field(static=True, default=())
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Of the instruments: those that the notes have, or their numbers."""
-        named = () if self.known is None else self.known.score.names
-        return (*named, *(default_name(n) for n in range(len(named), self.dictionary.num_instruments)))
+        """Of the instruments: those that the notes have, or else their labels, or their numbers."""
+        numbers = [default_name(n) for n in range(self.dictionary.num_instruments)]
+        listed = () if self.known is None else self.known.score.names
+        listed = [*listed, *numbers[len(listed) :]]
+        labels = self.labels or numbers
+        each = zip(numbers, listed, labels, strict=True)
+        return tuple((label or number) if name == number else name for number, name, label in each)
+
+    def named(self, instruments: Instruments) -> "Separation":
+        """The same, in which instruments are called as those that they clearly sound like.
+
+        Arguments:
+            instruments: that are known, such as `Instruments.orchestra()`; `name_instruments` says when.
+
+        Example:
+            >>> mixture, stems, rate = jaxsep.demo_recording()
+            >>> settings = jaxsep.SeparationSettings(restarts=1, steps=3, search="greedy")
+            >>> result = jaxsep.separate(mixture[:rate], rate, 2, settings=settings, key=jax.random.key(0))
+            >>> len(result.named(jaxsep.Instruments.orchestra()).names)
+            2
+        """
+        return dataclasses.replace(self, labels=name_instruments(self.dictionary, self.tones, instruments))
 
     def notes(self) -> list[Note]:
         """The notes, by onset: those that were all known before, or else those that the tones form.

@@ -5,6 +5,7 @@ other, with one dictionary, in memory that does not grow with it.
 """
 
 import dataclasses
+import functools
 import math
 import os
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from jaxsep.audio import Recording, resample
+from jaxsep.learning.names import assign_names, name_instruments
 from jaxsep.notes.score import Score
 from jaxsep.progress import Progress, listener
 from jaxsep.search.voices import VoiceModel
@@ -21,8 +23,9 @@ from jaxsep.separation.chunks import ANALYSIS_RATE, Spectra
 from jaxsep.separation.found import Earlier, check_earlier
 from jaxsep.separation.result import Separation, check_notes, check_request, level_of
 from jaxsep.separation.settings import NOTES_ARE, SeparationSettings
-from jaxsep.separation.stages import Part, Stages
+from jaxsep.separation.stages import Part, Stages, Survey
 from jaxsep.tones.dictionary import Dictionary
+from jaxsep.tones.instruments import Instruments
 from jaxsep.tones.tones import polyphony_of
 
 __all__ = ["separate", "separate_parts"]
@@ -49,6 +52,8 @@ def separate(
     settings: SeparationSettings = SeparationSettings(),
     voices: VoiceModel = VoiceModel(),
     dictionary: Dictionary | None = None,
+    instruments: Instruments | None = None,
+    like: Instruments | None = None,
     progress: Progress | None = None,
     key: PRNGKeyArray,
 ) -> Separation:
@@ -61,7 +66,7 @@ def separate(
         samples: `[samples]` or `[channels, samples]`; channels are averaged for the analysis, and the masks
             are applied to each.
         sample_rate: in Hz; the analysis runs at 48 kHz inside.
-        num_instruments: at least 1; by default as many as the notes have.
+        num_instruments: at least 1; by default as many as the notes have, or as the given `instruments`.
         notes: of the recording, from `read_notes`. Their times may be roughly right, to a tenth of a second;
             tuning and vibrato are found.
         notes_are: how much they bind. `"all"`: nothing else sounds, and nothing is searched. `"held"`: those
@@ -74,6 +79,10 @@ def separate(
         settings: options.
         voices: what notes have in common, for the full search.
         dictionary: instruments learned from another recording; without one they are learned from this.
+        instruments: that play, such as `Instruments.orchestra().chosen(["violin", "cello"])`. Learning begins
+            with their dictionary, too, and those that it finds have their names, in any order.
+        like: instruments that may play: those that were learned are called as the ones that they clearly
+            sound like (`name_instruments`), which changes nothing else.
         progress: hears how the work proceeds.
         key: of what is learned from samples, if anything is (`SeparationSettings.num_learned`); the same key
             gives the same result.
@@ -84,8 +93,8 @@ def separate(
     `separate_parts` is for hours.
 
     Raises: `ValueError` for samples that are not finite, silent, or shorter than a window (0.256 s), for a
-    dictionary whose number of instruments is not `num_instruments`, for notes that are no part of it, and for
-    an earlier separation of something else.
+    dictionary whose number of instruments is not `num_instruments`, for notes that are no part of it, for
+    an earlier separation of something else, and for instruments where nothing is learned with them.
 
     Example:
         >>> mixture, stems, rate = jaxsep.demo_recording()
@@ -97,8 +106,11 @@ def separate(
     samples = np.asarray(samples)
     if num_instruments is None and notes is not None:
         num_instruments = notes.num_instruments
+    if num_instruments is None and instruments is not None:
+        num_instruments = len(instruments.names)
     sample_rate, num_instruments = check_request(samples, sample_rate, num_instruments, dictionary)
     polyphony_of(settings.tones_per_instrument, num_instruments)
+    _check_instruments(instruments, num_instruments, settings, dictionary, notes)
     duration = samples.shape[-1] / sample_rate
     known = check_notes(notes, notes_are, num_instruments, np.inf if align else duration, settings)
     if isinstance(earlier, Separation):
@@ -113,6 +125,7 @@ def separate(
     if align and known is not None:
         known = known._replace(score=stages.aligned(spectra, known.score).within(duration))
     survey = stages.survey(spectra, num_instruments, dictionary, voices, key, known, earlier)
+    survey = _told(survey, instruments, like)
     found = stages.explain(part, spectra, survey)
     sounds = found.map_sounds(lambda x: x.reshape(*x.shape[:-2], *samples.shape))
     return dataclasses.replace(sounds.louder(level), mixture=samples.astype(np.float32))
@@ -126,6 +139,8 @@ def separate_parts(
     settings: SeparationSettings = SeparationSettings(),
     voices: VoiceModel = VoiceModel(),
     dictionary: Dictionary | None = None,
+    instruments: Instruments | None = None,
+    like: Instruments | None = None,
     progress: Progress | None = None,
     key: PRNGKeyArray,
 ) -> Iterator[Separation]:
@@ -140,7 +155,7 @@ def separate_parts(
         path: the recording, or its file.
         num_instruments: at least 1.
         seconds: greatest length of a part, at least 1; the parts have equal lengths, in whole seconds.
-        settings, voices, dictionary, progress, key: as for `separate`.
+        settings, voices, dictionary, instruments, like, progress, key: as for `separate`.
 
     Yields: the separation of every part, in order. Stems laid end to end are those of the recording, and
     sum to it where those of `separate` do, as does the noise; `times` count from its beginning. `seconds`,
@@ -159,6 +174,7 @@ def separate_parts(
     """
     if not seconds >= 1:
         raise ValueError(f"seconds: expected at least 1, got {seconds}")
+    _check_instruments(instruments, num_instruments, settings, dictionary, None)
     progress = listener(progress)
     stages = Stages(settings, progress)
     with nullcontext(path) if isinstance(path, Recording) else Recording(path) as recording:
@@ -174,7 +190,8 @@ def separate_parts(
                 )
         analysed = [resample(excerpt, recording.sample_rate, ANALYSIS_RATE) for excerpt in excerpts]
         spectra = Spectra(*map(np.concatenate, zip(*map(stages.spectra, analysed), strict=True)))
-        survey = stages.settled(spectra, stages.survey(spectra, num_instruments, dictionary, voices, key))
+        survey = stages.survey(spectra, num_instruments, dictionary, voices, key)
+        survey = stages.settled(spectra, _told(survey, instruments, like))
         length = math.ceil(recording.duration / math.ceil(recording.duration / seconds))
         firsts, tail = range(0, math.ceil(recording.duration), length), None
         with progress.stage("parts", len(firsts)) as advance:
@@ -184,6 +201,31 @@ def separate_parts(
                 found, tail = _trimmed(found, recording, first, length, tail, stages)
                 advance(f"{number} of {len(firsts)}")
                 yield found
+
+
+def _check_instruments(instruments, num_instruments, settings, dictionary, notes) -> None:
+    """Refuses instruments to begin with where something else decides what they sound like."""
+    if instruments is None:
+        return
+    if len(instruments.names) != num_instruments:
+        raise ValueError(f"instruments: expected {num_instruments}, got {len(instruments.names)}")
+    others = {
+        "a dictionary": dictionary is not None,
+        "notes": notes is not None,
+        "a greedy search": settings.search == "greedy",
+        "restarts": settings.restarts > 0,
+    }
+    for what, given in others.items():
+        if given:
+            raise ValueError(f"instruments: expected to be learned by a full search alone, got {what}, too")
+
+
+def _told(survey: Survey, instruments: Instruments | None, like: Instruments | None) -> Survey:
+    """The survey with instruments that play, or may play."""
+    if instruments is not None:
+        naming = functools.partial(assign_names, instruments=instruments)
+        return survey._replace(dictionaries=(instruments.dictionary,), naming=naming)
+    return survey._replace(naming=like and functools.partial(name_instruments, instruments=like))
 
 
 def _part(recording, first, length, hop) -> Part:

@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -60,6 +60,10 @@ _QUARTER_TONE = 2 ** (1 / 24)
 _AROUND = 2.0
 
 
+#: Names for instruments with what is known of them: dictionary, and tones with fundamentals in Hz.
+Naming = Callable[[Dictionary, Tones], tuple[str | None, ...]]
+
+
 class Part(NamedTuple):
     """A stretch of a recording, or all of it.
 
@@ -95,6 +99,8 @@ class Survey(NamedTuple):
     - `peak`: largest value of the spectra, by which they are divided; 0 where nothing has a pitch.
     - `notes`: that are known of it.
     - `earlier`: what was found in it before, if only what the notes change is searched.
+    - `naming`: what names the instruments by dictionary and tones, in Hz, if anything does.
+    - `labels`: the names that it gave them.
     """
 
     num_instruments: int
@@ -105,6 +111,12 @@ class Survey(NamedTuple):
     peak: float
     notes: KnownNotes | None = None
     earlier: Earlier | None = None
+    naming: Naming | None = None
+    labels: tuple[str | None, ...] = ()
+
+    def labelled(self, dictionary: Dictionary, tones: Tones) -> tuple[str | None, ...]:
+        """The names that were given before, or else those for what was found."""
+        return self.labels if self.labels or self.naming is None else self.naming(dictionary, tones)
 
 
 class Stages:
@@ -191,7 +203,8 @@ class Stages:
             return survey  # nothing to be known about voices
         found = self.search(spectra, survey)
         voices = survey.voices if found.voices is None else found.voices
-        return survey._replace(dictionaries=(found.dictionary,), learn=False, voices=voices)
+        labels = survey.labelled(found.dictionary, found.tones.in_hz(self.axis, survey.peak))
+        return survey._replace(dictionaries=(found.dictionary,), learn=False, voices=voices, labels=labels)
 
     def search(self, heard: Spectra, survey: Survey) -> SearchResult:
         """Tones and dictionary that explain spectra."""
@@ -233,6 +246,7 @@ class Stages:
             known=survey.notes,
             settings=self.settings,
             noise=part.channels - stems.sum(axis=0) if apart else None,
+            labels=survey.labelled(found.dictionary, tones),
         )
 
     @property

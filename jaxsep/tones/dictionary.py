@@ -2,7 +2,9 @@
 
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -123,10 +125,15 @@ class Dictionary(eqx.Module):
         down = jnp.concatenate([1 - rising, last], axis=-1)
         return jnp.clip(jnp.minimum(up, down), 0, 1)
 
-    def save(self, path: str | os.PathLike) -> None:
-        """Writes an `.npz` file of a JSON header and the arrays; the file appears whole or not at all."""
+    def save(self, path: str | os.PathLike, about: Mapping[str, Any] | None = None) -> None:
+        """Writes an `.npz` file of a JSON header and the arrays; the file appears whole or not at all.
+
+        Arguments:
+            path: the file.
+            about: values for JSON that stand in the header, too; `load` does without them.
+        """
         arrays = {name: np.asarray(value) for name, value in vars(self).items() if value is not None}
-        header = {"format": _FORMAT, "version": _VERSION, "arrays": list(arrays)}
+        header = {**(about or {}), "format": _FORMAT, "version": _VERSION, "arrays": list(arrays)}
         with replacing(path) as draft, draft.open("wb") as file:
             np.savez(file, header=np.array(json.dumps(header)), **arrays)
 
