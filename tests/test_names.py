@@ -418,7 +418,8 @@ def test_the_demo_is_called_by_its_names(orchestra):
     told = jaxsep.separate(mixture, rate, instruments=players, settings=settings, key=jax.random.key(0))
     assert sorted(told.names) == ["clarinet", "recorder"]
     truth = np.stack([stems[name] for name in told.names])
-    assert jaxsep.sdr_sir_sar_gain(truth, told.stems).permutation.tolist() == [0, 1]
+    scores = jaxsep.sdr_sir_sar_gain(jnp.asarray(truth), jnp.asarray(told.stems))
+    assert scores.permutation.tolist() == [0, 1]
     assert set(told.named(orchestra).names) <= {"clarinet", "recorder", "instrument 1", "instrument 2"}
 
 
