@@ -59,6 +59,9 @@ def test_where_it_is_to_be_certain_a_tone_costs_a_part_of_what_an_instrument_sou
         prior = voices(scale=scale, noise=noise, energy=7.0)
         assert prior.strict().sounding(frame) == pytest.approx(2 * MODEL.worth * 7 / 2, rel=1e-5)
         assert prior.strict().changing(nothing, frame) == prior.changing(nothing, frame)
+    # Of a clean recording it costs three times as much as usual.
+    clean = voices(scale=0.01, energy=7.0)
+    assert clean.strict().sounding(frame) == pytest.approx(3 * float(clean.sounding(frame)), rel=1e-5)
     free = voices(model=VoiceModel.free(), energy=7.0)
     assert free.strict().sounding(frame) == 0
 

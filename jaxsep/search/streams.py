@@ -34,14 +34,14 @@ __all__ = ["Streamed", "Streaming", "Tracks", "find_tracks", "stream"]
 class Streaming:
     """Costs by which tracks go to instruments (ours); times in seconds.
 
-    `Σ_tracks ( timbre · d + contrast · ln Σ_instruments e^(d − d_j) )
+    `Σ_tracks ( timbre · d + contrast · ln(1 + e^(d − d_other)) )
     + Σ_(successive tracks of an instrument) ( leap · |Δp| · e^(−pause/memory) + entry · [pause > breath]
     + overlap · (common time) ) + Σ_(crossed tracks) crossing · (common time)`
 
     - `timbre`: of a track whose sound is as far from its instrument's as the median track from the nearest.
-    - `contrast`: of a track whose sound is as near to that of others, d_j, as to its instrument's: without it
-      two instruments may come to share two sounds between them, each with a part of either's notes. It
-      decides between whole assignments.
+    - `contrast`: of two instruments alone, of a track that sounds like the other as well: without it they may
+      come to share two sounds between them, each with a part of either's notes. It decides between whole
+      assignments.
     - `leap`: of a semitone between the pitches of successive tracks, up to an octave.
     - `memory`: pause after which a leap counts e times less.
     - `entry`: of beginning after a pause of more than `breath`: who plays a line goes on with it.
@@ -301,7 +301,7 @@ class _Lines:
         own, timbre = distance[self.all, owner], self.costs.timbre * distance
         near = np.log(np.sum(np.exp(own[:, None] - distance), axis=1))
         last, cost = np.full(self.number, self.all.size), timbre[self.all, owner].sum()
-        cost += self.costs.contrast * near.sum()
+        cost += self.costs.contrast * near.sum() if self.number == 2 else 0.0
         rank = self._ranks(owner)
         for track, instrument in enumerate(owner):
             cost += self.follows[instrument, last[instrument], track]

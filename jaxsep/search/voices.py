@@ -36,7 +36,8 @@ class VoiceModel(eqx.Module):
 
     Where it is to be certain that somebody plays (`Voices.strict`), a tone costs the part ε of what an
     instrument sounds on average, instead of λ(s + ν): what a wrong tone explains, say in a rest, is another's
-    overtones and their decay, which grow with the music, and not with the loss.
+    overtones and their decay, which grow with the music, and not with the loss. Where little is unexplained
+    it costs 3λ(s + ν), if that is less.
 
     Arguments:
         register: γ ≥ 0.
@@ -113,9 +114,10 @@ class Voices(eqx.Module):
         return self
 
     def strict(self) -> "Voices":
-        """Costs by which a tone must be worth a part of what its instrument sounds."""
+        """Costs by which a tone must be worth a part of what its instrument sounds, or thrice the usual."""
         each = self.energy / self.surprisal.shape[0]
         sounding = self.model.worth * each / (self.scale + self.noise)
+        sounding = jnp.minimum(sounding, _STRICT * self.model.sounding)
         return eqx.tree_at(lambda v: v.model.sounding, self, sounding)
 
     def slots(self, capacity: int) -> tuple[int, ...]:
@@ -236,6 +238,9 @@ def _surprisal(tones, num_instruments, axis, smoothing):
         rows.append((1 - _SPREAD) * smooth + _SPREAD / axis.num_bins)
     return -np.log(np.stack(rows) * 24 * _semitone(axis))
 
+
+#: How much more than usual a tone costs at most where it is to be certain.
+_STRICT = 3.0
 
 #: Part of a register that is spread evenly over the axis.
 _SPREAD = 0.02
