@@ -187,16 +187,22 @@ def write_demo(folder: Path, soundfont: Path) -> None:
     (folder / "meta.json").write_text(text + "\n", encoding="utf-8")
 
 
-def main() -> None:
-    """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, default=DEMO_FOLDER, help="folder of the files (%(default)s)")
+def read_arguments(about: str, out: Path, help_: str) -> argparse.Namespace:
+    """`out` and `soundfont` of a script that renders; ends the process where anything for it is missing."""
+    parser = argparse.ArgumentParser(description=about.splitlines()[0])
+    parser.add_argument("--out", type=Path, default=out, help=f"{help_} (%(default)s)")
     parser.add_argument("--soundfont", type=Path, default=SOUNDFONT, help="FluidR3_GM.sf2 (%(default)s)")
     arguments = parser.parse_args()
     if shutil.which("fluidsynth") is None:
         parser.error("fluidsynth is not installed")
     if not arguments.soundfont.is_file():
         parser.error(f"{arguments.soundfont} does not exist; install fluid-soundfont-gm or name the file")
+    return arguments
+
+
+def main() -> None:
+    """Command line."""
+    arguments = read_arguments(__doc__, DEMO_FOLDER, "folder of the files")
     write_demo(arguments.out, arguments.soundfont)
 
 

@@ -7,11 +7,9 @@ Needs FluidSynth and the FluidR3 GM soundfont (MIT licence), the Debian packages
 
 Each instrument plays single notes over its usual range, soft and loud, dry and in floating point. They are
 analysed at their known pitches, and only the harmonics, which change with the pitch, are kept. Nothing in it
-is random: one version of FluidSynth and of JAX gives the same harmonics every time.
+is random.
 """
 
-import argparse
-import shutil
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.render_demo import SAMPLE_RATE, SOUNDFONT, Note, render
+from benchmarks.render_demo import SAMPLE_RATE, Note, read_arguments, render
 from jaxsep.notes.score import Score, plain_note
 from jaxsep.separation.separate import separate
 from jaxsep.separation.settings import SeparationSettings
@@ -99,14 +97,7 @@ def library(soundfont: Path) -> Instruments:
 
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, default=SHIPPED, help="file of the library (%(default)s)")
-    parser.add_argument("--soundfont", type=Path, default=SOUNDFONT, help="FluidR3_GM.sf2 (%(default)s)")
-    arguments = parser.parse_args()
-    if shutil.which("fluidsynth") is None:
-        parser.error("fluidsynth is not installed")
-    if not arguments.soundfont.is_file():
-        parser.error(f"{arguments.soundfont} does not exist; install fluid-soundfont-gm or name the file")
+    arguments = read_arguments(__doc__, SHIPPED, "file of the library")
     library(arguments.soundfont).save(arguments.out)
 
 
