@@ -117,18 +117,6 @@ def test_sounds_decide_where_lines_cross():
     assert together(tones, streamed(tones, spectra))
 
 
-def test_two_instruments_do_not_share_two_sounds_between_them():
-    """Who comes in above where the other leaps down might as well go on with his line."""
-    low = [0, 2, 4, 2, 4, 5, 7, 5, -4, -2, 0, 2, 0, -2, -4, -2]
-    high = [None] * 8 + [7, 9, 11, 9, 7, 9, 11, 12]
-    tones, spectra = lines((low, 0), (high, 1))
-    late = np.arange(tones.active.shape[0])[:, None] >= 8 * LENGTH
-    crossed = np.where(late, 1 - tones.instrument, tones.instrument).astype(np.int32)
-    crossed = eqx.tree_at(lambda t: t.instrument, tones, crossed)
-    assert not together(tones, streamed(crossed, spectra, contrast=0.0))
-    assert together(tones, streamed(crossed, spectra))
-
-
 def test_lines_of_one_sound_do_not_cross():
     # Who plays higher comes down while the other rests; by steps alone they would change places there.
     tones, spectra = lines(([-2, -2, None, None, 3, 1, 3, 6, 3], 0), ([7, 4, 2, 1, 4, 2, 4, 7, 4], 0))

@@ -34,14 +34,10 @@ __all__ = ["Streamed", "Streaming", "Tracks", "find_tracks", "stream"]
 class Streaming:
     """Costs by which tracks go to instruments (ours); times in seconds.
 
-    `Σ_tracks ( timbre · d + contrast · ln(1 + e^(d − d_other)) )
-    + Σ_(successive tracks of an instrument) ( leap · |Δp| · e^(−pause/memory) + entry · [pause > breath]
-    + overlap · (common time) ) + Σ_(crossed tracks) crossing · (common time)`
+    `Σ_tracks timbre · d + Σ_(successive tracks of an instrument) ( leap · |Δp| · e^(−pause/memory) + entry ·
+    [pause > breath] + overlap · (common time) ) + Σ_(crossed tracks) crossing · (common time)`
 
     - `timbre`: of a track whose sound is as far from its instrument's as the median track from the nearest.
-    - `contrast`: of two instruments alone, of a track that sounds like the other as well: without it they may
-      come to share two sounds between them, each with a part of either's notes. It decides between whole
-      assignments.
     - `leap`: of a semitone between the pitches of successive tracks, up to an octave.
     - `memory`: pause after which a leap counts e times less.
     - `entry`: of beginning after a pause of more than `breath`: who plays a line goes on with it.
@@ -53,7 +49,6 @@ class Streaming:
     """
 
     timbre: float = 0.4
-    contrast: float = 2.0
     leap: float = 0.12
     memory: float = 1.2
     entry: float = 2.0
@@ -297,11 +292,8 @@ class _Lines:
         """Cost of an assignment, and that of each track's sound by whoever would own it, `[tracks, n]`."""
         distance = self._distances(owner)
         usual = np.median(distance[self.all, owner]) + 1e-3
-        distance = np.minimum(distance / usual, _FARTHEST)
-        own, timbre = distance[self.all, owner], self.costs.timbre * distance
-        near = np.log(np.sum(np.exp(own[:, None] - distance), axis=1))
+        timbre = self.costs.timbre * np.minimum(distance / usual, _FARTHEST)
         last, cost = np.full(self.number, self.all.size), timbre[self.all, owner].sum()
-        cost += self.costs.contrast * near.sum() if self.number == 2 else 0.0
         rank = self._ranks(owner)
         for track, instrument in enumerate(owner):
             cost += self.follows[instrument, last[instrument], track]
