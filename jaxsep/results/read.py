@@ -99,6 +99,17 @@ def read_instruments(folder: str | os.PathLike) -> Instruments:
             wider, either way, than what they play there.
 
     Raises: `ValueError` where no instrument has a name, and what `Separation.load` raises.
+
+    Example:
+        >>> melody = 0.1 * np.sin(2 * np.pi * 440 * np.arange(22050) / 44100)
+        >>> note = dict(level=-20.0, times=np.array([0.25]), bend=np.array([69.0]))
+        >>> note = jaxsep.Note(instrument=0, onset=0.0, offset=0.5, pitch=69.0, **note)
+        >>> score = jaxsep.Score([note], names=["whistle"])
+        >>> key = jax.random.key(0)
+        >>> whole = jaxsep.separate(melody, 44100, notes=score, notes_are="all", key=key)
+        >>> whole.save("out")
+        >>> jaxsep.read_instruments("out").names
+        ('whistle',)
     """
     folder = Path(folder)
     document = read_document(folder)
