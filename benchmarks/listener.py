@@ -2,7 +2,7 @@
 
 What is done to one note is what takes a moment in the page's piano roll: what sounds like another instrument
 is dragged there, a wrong pitch to the right one, a note that nobody plays is deleted, and what is lacking in
-its place is drawn. A note that is right is marked so, and stays as it was found.
+its place, or sounds in unison with it, is drawn. A note that is right is marked so, and stays as it was found.
 """
 
 import dataclasses
@@ -51,9 +51,8 @@ def corrected(
 def _look_at(note, notes, played):
     """The notes, and new rests, after one found note has been put right."""
     beside = [p for p in played if _shared(p, note) > 0.5 * min(_length(p), _length(note))]
-    right = [p for p in beside if p.instrument == note.instrument]
-    if not any(abs(p.pitch - note.pitch) < _SAME_PITCH for p in right):
-        right += [p for p in beside if abs(p.pitch - note.pitch) < _SAME_PITCH]
+    same = lambda p: p.instrument == note.instrument or abs(p.pitch - note.pitch) < _SAME_PITCH
+    right = [p for p in beside if same(p)]
     found = [next((n for n in notes if _is(n, p)), None) for p in right]
     replaced = lambda other: any(
         p.instrument == other.instrument and _shared(p, other) > 0.5 * _length(other) for p in right

@@ -1,5 +1,7 @@
 """Tracks of tones, and the instruments that they go to."""
 
+import itertools
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -7,8 +9,12 @@ import numpy as np
 import pytest
 from problems import AXIS, DICTIONARY, SEMITONE, Note, pack_notes, render_notes
 
+from jaxsep.notes.score import Score, plain_note
 from jaxsep.pursuit.loss import LiftedLoss
-from jaxsep.search.streams import Streaming, find_tracks, stream
+from jaxsep.search.known import known_tones
+from jaxsep.search.lines import Lines, Streaming
+from jaxsep.search.streams import follow, margins, stream
+from jaxsep.search.tracks import find_tracks, sounds_of
 from jaxsep.tones.dictionary import Dictionary
 
 OBJECTIVE, SPACING, LENGTH = LiftedLoss(AXIS), 0.02, 10
@@ -145,6 +151,114 @@ def test_the_result_does_not_depend_on_the_level():
     np.testing.assert_array_equal(
         streamed(shuffled(quiet), 0.1 * spectra).instrument, streamed(shuffled(tones), spectra).instrument
     )
+
+
+class TestFollow:
+    """Two of one sound exchange their registers while both rest; what was found has not noticed it."""
+
+    REST, HALF = 6, 4
+
+    def played(self):
+        above, below = [12, 14, 12, 11], [0, 2, 0, -1]
+        voices = [above + [None] * self.REST + below[::-1], below + [None] * self.REST + above[::-1]]
+        tones, spectra = lines(*((voice, 0) for voice in voices))
+        # No two notes sound quite the same.
+        colour = np.random.default_rng(0).uniform(0.6, 1, (len(spectra) // LENGTH, AXIS.num_bins))
+        spectra *= np.repeat(colour, LENGTH, axis=0).astype(np.float32)
+        owner = np.broadcast_to(np.arange(2, dtype=np.int32), tones.active.shape)
+        return eqx.tree_at(lambda t: t.instrument, tones, owner), spectra
+
+    def found(self, tones):
+        later = np.arange(len(tones.active)) >= (self.HALF + self.REST) * LENGTH
+        wrong = np.where(later[:, None], 1 - tones.instrument, tones.instrument).astype(np.int32)
+        return eqx.tree_at(lambda t: t.instrument, tones, wrong)
+
+    def known(self, spectra, *numbers):
+        """Notes of the second half that the first instrument is known to play, by their place in its line."""
+        lowest = 69 + 12 * np.log2(AXIS.f_min * np.exp(150 / AXIS.bins_per_neper) / 440)
+        onsets = [(self.HALF + self.REST + number) * LENGTH * SPACING for number in numbers]
+        pitches = [lowest + [-1, 0, 2, 0][number] for number in numbers]
+        notes = [
+            plain_note(0, onset, onset + (LENGTH - 1) * SPACING, pitch)
+            for onset, pitch in zip(onsets, pitches, strict=True)
+        ]
+        times = SPACING * np.arange(len(spectra))
+        return known_tones(Score(notes, ("a", "b")), times, spectra, AXIS, everywhere=False, edge=0.03)
+
+    def followed(self, *numbers):
+        """Whether what follows from so many known notes is what is played."""
+        tones, spectra = self.played()
+        found, known = self.found(tones), self.known(spectra, *numbers)
+        sure = known.sure(eqx.tree_at(lambda t: t.instrument, tones, 0 * tones.instrument))
+        corrected = eqx.tree_at(lambda t: t.instrument, found, np.where(sure, 0, found.instrument))
+        alike = Dictionary(INSTRUMENTS.harmonics[jnp.zeros(2, int)])
+        parts = OBJECTIVE, spectra, corrected, found, alike, (1, 1), SPACING, known
+        return tones, found, follow(*parts)
+
+    @pytest.mark.parametrize("numbers", [(0,), (1,), (0, 3)])
+    def test_a_line_follows_some_of_its_notes(self, numbers):
+        tones, found, corrected = self.followed(*numbers)
+        used = np.asarray(tones.active)
+        assert np.any((found.instrument != tones.instrument)[used])
+        np.testing.assert_array_equal(corrected.instrument[used], tones.instrument[used])
+
+    def test_nothing_follows_from_nothing(self):
+        _, found, corrected = self.followed()
+        np.testing.assert_array_equal(corrected.instrument, found.instrument)
+
+
+class TestMargins:
+    """How sure it is who plays what."""
+
+    def test_gaps_are_those_of_all_assignments(self):
+        tones, spectra = lines(([0, 2, 5, 4], 0), ([12, 9, 7, 9], 1))
+        tracks = find_tracks(tones, AXIS, SPACING)
+        of_lines = Lines(tracks, *sounds_of(tracks, OBJECTIVE, spectra, tones, INSTRUMENTS), (1, 1))
+        for owner in (tracks.owner, np.array([0, 1, 0, 1, 1, 0, 0, 1])):
+            timbre, rank = of_lines.judge(owner)[1], of_lines._ranks(owner)
+
+            def cost(other, timbre=timbre, rank=rank):
+                last, total = np.full(2, other.size), 0.0
+                for track, instrument in enumerate(other):
+                    total += timbre[track, instrument]
+                    total += of_lines.follows[instrument, last[instrument], track]
+                    total += of_lines._crossed(last, track, rank)[instrument]
+                    last[instrument] = track
+                return total
+
+            every = np.array(list(itertools.product(range(2), repeat=owner.size)))
+            costs = np.array([cost(other) for other in every])
+            same = every == owner
+            least = lambda which, costs=costs: np.where(which, costs[:, None], np.inf).min(axis=0)
+            np.testing.assert_allclose(of_lines.gaps(owner), np.maximum(least(~same) - least(same), 0))
+
+    def test_what_sounds_like_itself_is_surer(self):
+        voices = [0, 2, 4, 5, 4, 2], [7, 9, 7, 5.5, 7, 9]
+        sure = []
+        for second in (0, 1):
+            tones, spectra = lines((voices[0], 0), (voices[1], second))
+            owner = np.broadcast_to(np.arange(2, dtype=np.int32), tones.active.shape)
+            tones = eqx.tree_at(lambda t: t.instrument, tones, owner)
+            alike = Dictionary(INSTRUMENTS.harmonics[jnp.array([0, second])])
+            sure.append(margins(OBJECTIVE, spectra, tones, alike, (1, 1), SPACING))
+        used = np.any(tones.active, axis=1)
+        assert np.all(sure[1][used] > sure[0][used])
+        assert np.all(np.isinf(sure[0][~used]))
+        assert np.all(sure[0] >= 0)
+
+    def test_what_is_known_is_sure(self):
+        follow = TestFollow()
+        tones, spectra = follow.played()
+        parts = OBJECTIVE, spectra, tones, INSTRUMENTS, (1, 1), SPACING
+        open_, told = margins(*parts), margins(*parts, follow.known(spectra, 0, 1, 2, 3))
+        later = (np.arange(len(spectra)) >= (follow.HALF + follow.REST) * LENGTH) & np.any(
+            tones.active, axis=1
+        )
+        assert np.all(told[later] > open_[later])
+
+    def test_one_instrument_has_all(self):
+        tones, spectra = lines(([0, 2], 0))
+        assert np.all(np.isinf(margins(OBJECTIVE, spectra, tones, INSTRUMENTS, (1,), SPACING)))
 
 
 @pytest.mark.parametrize("number", [1, 2, 3])

@@ -12,11 +12,12 @@ from jaxtyping import Bool, Float
 
 from jaxsep.learning.fit import fit_timbre
 from jaxsep.pursuit.refinement import ToneFit
-from jaxsep.search.alternation import EDGES, RINGING, SearchResult, mean_energy
+from jaxsep.search.alternation import EDGES, OWNED, RINGING, SearchResult, mean_energy
 from jaxsep.search.given import fitted, refitted
 from jaxsep.search.hypotheses import LEAST_SCALE, Exploration, cheapest, explore, moves
 from jaxsep.search.known import Known
 from jaxsep.search.moves import arrange, from_neighbours, ringing, without
+from jaxsep.search.streams import follow, margins
 from jaxsep.search.voices import VoiceModel
 from jaxsep.tones.dictionary import Dictionary
 from jaxsep.tones.tones import Tones
@@ -30,7 +31,8 @@ _Offer = Callable[[Float[np.ndarray, "frames bins"], Tones, int, Dictionary], It
 class SearchAgain(eqx.Module):
     """Minimises the cost C of `VoiceModel` where it is touched, from what was found before.
 
-    1. Where it is touched, the listed notes take the place of what was found; all frames together teach the
+    1. Where it is touched, the listed notes take the place of what was found. Who plays what elsewhere
+       follows from those that are known (`follow`), and is touched, too. All frames together teach the
        dictionary, as they do after each of the rounds.
     2. Rounds as those with all frames of `Alternation`, in which only touched frames are offered others.
     3. Its last round, likewise: notes may ring on.
@@ -61,6 +63,8 @@ class SearchAgain(eqx.Module):
         tones: Tones,
         dictionary: Dictionary,
         touched: Bool[np.ndarray, " frames"],
+        confidence: Float[np.ndarray, " frames"],
+        spacing: float,
         *,
         dry: Float[np.ndarray, "frames bins"],
         noise: float = 0.0,
@@ -76,21 +80,27 @@ class SearchAgain(eqx.Module):
             tones: `[frames, any]`, that were found before.
             dictionary: that they were found with.
             touched: where to search.
+            confidence: of what was found before.
+            spacing: of the frames, in seconds.
             dry: the spectra without what only rings on (`foreground`).
             noise: ν of `VoiceModel`, which counts as loss, too (`Alternation`).
             begin: the notes as they are listed now.
             known: those that stay as they are.
             advance: hears of every step.
 
-        Returns: what explains the recording; the confidence is infinite where nothing was offered.
+        Returns: what explains the recording; the confidence is as it was where it is not touched.
         """
         number = dictionary.num_instruments
         most = model.polyphony(number)
         more = tuple(one + 1 for one in most)
         bound = (lambda tones: tones) if known is None else known.bind
         before = arrange(tones, number, more)
-        listed = arrange(begin.sounding(max(most)), number, most)
-        now = _where(touched, listed, arrange(tones, number, most))
+        now = _where(touched, arrange(begin.sounding(max(more)), number, more), before)
+        if known is not None:
+            followed = follow(model.objective, dry, now, tones, dictionary, most, spacing, known)
+            touched = touched | np.any((followed.instrument != now.instrument) & now.active, axis=1)
+            now = followed
+        now = arrange(now, number, most)
         dictionary, found = self._suited(model, dry, bound(now), dictionary)
         advance("")
         scale, trace = max(float(found.loss.mean()) + noise, LEAST_SCALE), []
@@ -118,7 +128,10 @@ class SearchAgain(eqx.Module):
         if self.timbre:
             few, some = jax.tree.map(lambda x: x[:: self.stride], (spectra, found.tones))
             dictionary = fit_timbre(model.objective, few, some, dictionary)
-        return SearchResult(found.tones, found.loss, dictionary, tuple(trace), searched.confidence, voices)
+        among = model.objective, dry, found.tones, dictionary, most, spacing, known
+        sure = np.minimum(searched.confidence, OWNED * margins(*among)).astype(np.float32)
+        sure = np.where(touched, sure, confidence)
+        return SearchResult(found.tones, found.loss, dictionary, tuple(trace), sure, voices)
 
     def _suited(self, model, spectra, tones, dictionary):
         """The dictionary that suits given tones, and the tones refined with it."""

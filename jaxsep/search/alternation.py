@@ -25,12 +25,12 @@ from jaxsep.search.hypotheses import (
 )
 from jaxsep.search.known import Known
 from jaxsep.search.moves import arrange, from_neighbours, ringing, without
-from jaxsep.search.streams import Streamed, stream
+from jaxsep.search.streams import Streamed, margins, stream
 from jaxsep.search.voices import VoiceModel, Voices
 from jaxsep.tones.dictionary import NUM_HARMONICS, Dictionary
 from jaxsep.tones.tones import Tones
 
-__all__ = ["EDGES", "RINGING", "Alternation", "Finder", "SearchResult", "mean_energy"]
+__all__ = ["EDGES", "OWNED", "RINGING", "Alternation", "Finder", "SearchResult", "mean_energy"]
 
 #: Finds the tones of every frame by itself: from a fit, spectra and harmonics; calls its last argument after
 #: each chunk of frames.
@@ -45,6 +45,10 @@ _LESS = 0.98
 #: What a track costs by `stream`, beside a frame by C, where two states are compared.
 _LINES = 0.25
 
+#: What the costs of `stream` count, beside those of a frame, where it tells how sure it is who plays what
+#: (chosen so that the most doubtful notes, by length and loudness, are wrong ones; flat within a factor 2).
+OWNED = 0.5
+
 #: Costs in the last round: the notes are known, and only their edges are sought.
 EDGES = VoiceModel(register=0.0, crossing=0.0, change=0.05, sounding=0.0, ringing=0.1, handing=1.0)
 
@@ -56,7 +60,8 @@ class SearchResult(eqx.Module):
     - `dictionary`: of the instruments.
     - `cost_trace`: the mean cost C of a frame after every round, also those of a second search that is not
       kept; it is stricter in a round with all frames, and laxer in the last.
-    - `confidence`: of every frame, as in `Exploration`; NaN where explanations were not compared.
+    - `confidence`: of every frame, as in `Exploration`, and lower where a track that sounds there could go to
+      another instrument (`margins`); NaN where explanations were not compared.
     - `voices`: the costs of the recording; None where explanations were not compared.
     """
 
@@ -201,6 +206,8 @@ class Alternation(eqx.Module):
             dictionary = fit_timbre(model.objective, spectra, found.tones, dictionary)
         # In the last round nothing is offered but other edges.
         confidence = rung.confidence if state.confidence is None else state.confidence
+        among = model.objective, dry, found.tones, dictionary, model.polyphony(number), spacing, known
+        confidence = np.minimum(confidence, OWNED * margins(*among)).astype(np.float32)
         return SearchResult(found.tones, found.loss, dictionary, tuple(trace), confidence, voices)
 
     def _roughly(self, few, starts, trace):

@@ -71,6 +71,10 @@ class Known(eqx.Module):
         there = np.any(here._near(tones) & tones.active[..., None], axis=1)
         return self.agrees(frames, tones) & ~np.any(here.must & ~there, axis=1)
 
+    def sure(self, tones: Tones) -> Bool[np.ndarray, "frames slots"]:
+        """Which tones are those of notes that sound for sure."""
+        return np.any(self._near(tones) & self.must[:, None], axis=2)
+
     def bind(self, tones: Tones) -> Tones:
         """Tones `[frames, slots]` that agree with the notes, as near to the given ones as can be.
 
@@ -80,7 +84,7 @@ class Known(eqx.Module):
         near = self._near(tones)
         active = tones.active & self._allowed(near, tones)
         missing = self.must & ~np.any(near & active[..., None], axis=1)
-        sure = np.any(near & self.must[:, None], axis=2) & active
+        sure = self.sure(tones) & active
         shape = self.position.shape
         blank = jax.tree.map(np.array, Tones.empty(shape, tones.amplitude.dtype))
         fields = (self.amplitude, self.position, np.maximum(self.instrument, 0).astype(np.int32), missing)

@@ -318,11 +318,10 @@ class Stages:
         search = SearchAgain(
             survey.voices, max(1, settings.rounds), spans=_spans(settings.hop), timbre=settings.timbre
         )
-        tones = earlier.in_bins(self.axis, survey.peak)
+        before = earlier.in_bins(self.axis, survey.peak), earlier.dictionary, touched, earlier.confidence
+        spacing = settings.hop / ANALYSIS_RATE
         with self.progress.stage("finding the tones", search.num_steps) as advance:
-            found = search(model, spectra, tones, earlier.dictionary, touched, advance=advance, **among)
-        confidence = np.where(touched, found.confidence, earlier.confidence)
-        return eqx.tree_at(lambda f: f.confidence, found, confidence)
+            return search(model, spectra, *before, spacing, advance=advance, **among)
 
     def _heard(self, spectra, score):
         """The dictionary that is heard at notes; one sound for all whom they hardly teach."""
