@@ -2,7 +2,7 @@
 
 What is done to one note is what takes a moment in the page's piano roll: what sounds like another instrument
 is dragged there, a wrong pitch to the right one, a note that nobody plays is deleted, and what is lacking in
-its place, or sounds in unison with it, is drawn. A note that is right is marked so, and stays as it was found.
+its place, or sounds in unison with it, is drawn. A note that is right is marked so, and stays as found.
 """
 
 import dataclasses

@@ -358,6 +358,12 @@ class TestListener:
         held, _, rests = self.after([plain_note(0, 2.2, 3.0, 72)])  # the other's
         assert (held, rests) == ({(1, 0.0, 3.0, 72)}, ())
 
+    def test_a_unison_is_drawn_for_both(self, monkeypatch):
+        monkeypatch.setattr(self, "played", (plain_note(0, 0.0, 1.0, 60), plain_note(1, 0.1, 1.1, 60)))
+        held, others, rests = self.after([plain_note(1, 0.12, 1.1, 60)])
+        assert held == {(0, 0.0, 1.0, 60), (1, 0.12, 1.1, 60)}
+        assert (others, rests) == ([], ())
+
     def test_what_nobody_plays_is_deleted(self):
         held, others, rests = self.after([plain_note(0, 2.2, 3.0, 65)])
         assert (held, others) == (set(), [])

@@ -30,7 +30,7 @@ from jaxsep.separation.settings import SeparationSettings
 
 PICTURE = PICTURES / "corrections.png"
 
-#: Lines of two, three and four instruments, dry, in a room and with reverberation; some of each is found wrong.
+#: Two, three and four instruments, dry, in a room, with reverberation; something of each is found wrong.
 PIECES = (
     "bwv784_violin_cello_room,bwv794_violin_clarinet_bassoon,corelli_two_violins,k155_wind_quartet,"
     "k487_08_recorder_violin_reverb,k80_string_quartet"

@@ -63,7 +63,8 @@ class Separation(eqx.Module):
     - `loss`: lifted loss of each frame, for spectra with a peak of 1; of a network, the lifted distance of
       the frame from its direct predictions.
     - `confidence`: by how much, in units of the mean loss of a frame, the cost of the recording would grow
-      with other notes in this frame; infinite where none were considered, NaN without the full search.
+      with other notes in this frame; less where a note there could as well be another instrument's;
+      infinite where nothing else was considered, NaN without the full search.
     - `cost_trace`: mean cost of a frame after each round of the search (`VoiceModel`), of which those with
       all frames weigh tones otherwise; without the full search, the mean loss alone.
     - `restart_losses`: of every learned dictionary, the chosen one first; empty where none was.
