@@ -15,8 +15,9 @@ from jaxsep.pursuit.loss import LiftedLoss
 from jaxsep.pursuit.recording import Hypotheses, pursue, refit
 from jaxsep.pursuit.refinement import LevenbergMarquardt
 from jaxsep.pursuit.tone_pursuit import TonePursuit
-from jaxsep.search import alternation as alternation_module
-from jaxsep.search.alternation import Alternation, mean_energy
+from jaxsep.search import frames as search_frames
+from jaxsep.search.alternation import Alternation
+from jaxsep.search.frames import Frames, State, mean_energy
 from jaxsep.search.hypotheses import deepen, double_moves, explore, propagate, reselect
 from jaxsep.search.moves import arrange, exchanged, from_neighbours, ringing, without
 from jaxsep.search.voices import VoiceModel
@@ -302,7 +303,7 @@ def test_the_worse_half_of_the_starts_is_dropped_after_each_round(monkeypatch):
         rounds.append(len(spectra))
         return explore(model, spectra, *rest)
 
-    monkeypatch.setattr(alternation_module, "explore", watched)
+    monkeypatch.setattr(search_frames, "explore", watched)
     frames = recording()[::2]
     starts = [INSTRUMENTS, Dictionary(HARMONICS**1.2)]
     Alternation(rounds=2, spans=(1, 4))(PURSUIT, frames, starts, 2 * SPACING)
@@ -355,8 +356,8 @@ def test_what_stays_must_be_given():
 
 
 def test_states_are_compared_by_their_loss_and_their_lines():
-    frames = alternation_module._Frames(PURSUIT, recording(), (1,), SPACING, VoiceModel(), 0.3, lambda: None)
-    state = alternation_module._State(greedy(), INSTRUMENTS, cost=1.0, lines=2.0)
+    frames = Frames(PURSUIT, recording(), (1,), SPACING, VoiceModel(), 0.3, lambda: None)
+    state = State(greedy(), INSTRUMENTS, cost=1.0, lines=2.0)
     dearer = dataclasses.replace(state, cost=1.02, lines=1.0)
     assert frames.total(dearer) < frames.total(state)  # its lines make up for the loss
     assert frames.total(dataclasses.replace(dearer, cost=1.2)) > frames.total(state)
@@ -390,7 +391,7 @@ def test_silence_does_not_count_in_what_a_frame_sounds():
 
 
 def test_tails_are_not_searched_for_notes(monkeypatch):
-    monkeypatch.setattr(alternation_module, "RINGING", ())  # what may ring on in the last round
+    monkeypatch.setattr(search_frames, "RINGING", ())  # what may ring on in the last round
     # The first instrument rests in the second half, but for what rings on there.
     notes = [pair if frame < 2 * LENGTH else pair[1:] for frame, pair in enumerate(melody())]
     clean = np.stack([render_notes(n) for n in notes])
@@ -420,7 +421,7 @@ def test_an_instrument_learned_an_octave_too_low_is_raised():
     lowered = truth().fundamental - np.array([0, OCTAVE], np.float32)
     tones = eqx.tree_at(lambda t: t.fundamental, truth(), lowered)
     tick = lambda: None
-    frames = alternation_module._Frames(PURSUIT, recording(), (1,), SPACING, VoiceModel(), 1.0, tick)
+    frames = Frames(PURSUIT, recording(), (1,), SPACING, VoiceModel(), 1.0, tick)
     learned = frames.learned(tones, rows)
     assert np.mean(right(learned.tones)) > 0.9
     again = frames.learned(learned.tones, learned.dictionary)  # with the harmonics that it had no row for

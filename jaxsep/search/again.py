@@ -12,7 +12,8 @@ from jaxtyping import Bool, Float
 
 from jaxsep.learning.fit import fit_timbre
 from jaxsep.pursuit.refinement import ToneFit
-from jaxsep.search.alternation import EDGES, OWNED, RINGING, SearchResult, mean_energy
+from jaxsep.search.alternation import OWNED, SearchResult
+from jaxsep.search.frames import EDGES, RINGING, mean_energy
 from jaxsep.search.given import fitted, refitted
 from jaxsep.search.hypotheses import LEAST_SCALE, Exploration, cheapest, explore, moves
 from jaxsep.search.known import Known

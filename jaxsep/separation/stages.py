@@ -26,7 +26,8 @@ from jaxsep.pursuit.loss import LiftedLoss
 from jaxsep.pursuit.recording import pursue
 from jaxsep.pursuit.tone_pursuit import TonePursuit
 from jaxsep.search.again import SearchAgain
-from jaxsep.search.alternation import Alternation, Finder, SearchResult
+from jaxsep.search.alternation import Alternation, SearchResult
+from jaxsep.search.frames import Finder
 from jaxsep.search.given import GivenNotes, heard_dictionary
 from jaxsep.search.known import known_tones
 from jaxsep.search.voices import VoiceModel, Voices
