@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from problems import AXIS, SEMITONE
 
+from jaxsep.search import voices as voices_module
 from jaxsep.search.voices import VoiceModel, Voices, best_path
 from jaxsep.tones.tones import Tones
 
@@ -174,14 +175,15 @@ def test_hypotheses_that_are_not_there_are_not_taken():
     assert np.all(np.isinf(path.marginal[:, 2]))
 
 
-def test_frames_that_pad_a_recording_change_nothing():
-    tones, loss = random_hypotheses(9, num_frames=5)
-    short = jax.tree.map(lambda x: x[:3], (tones, loss))
-    path, padded = best_path(voices(), *short), best_path(voices(), tones, loss, jnp.asarray(3))
-    np.testing.assert_array_equal(padded.choice[:3], path.choice)
-    np.testing.assert_allclose(padded.cost, path.cost, rtol=1e-6)
-    np.testing.assert_allclose(padded.marginal[:3], path.marginal, rtol=1e-6)
-    assert best_path(voices(), tones, loss).cost > path.cost
+@pytest.mark.parametrize("num_frames", [5, 6, 7])
+def test_chunks_change_nothing(num_frames, monkeypatch):
+    tones, loss = random_hypotheses(9, num_frames=num_frames)
+    whole = best_path(voices(), tones, loss)
+    monkeypatch.setattr(voices_module, "chunk_size", lambda: 3)
+    parts = best_path(voices(), tones, loss)
+    np.testing.assert_array_equal(parts.choice, whole.choice)
+    np.testing.assert_allclose(parts.cost, whole.cost, rtol=1e-6)
+    np.testing.assert_allclose(parts.marginal, whole.marginal, rtol=1e-6)
 
 
 def test_a_flicker_is_smoothed_and_a_note_is_not():
@@ -198,18 +200,15 @@ def test_a_flicker_is_smoothed_and_a_note_is_not():
     np.testing.assert_array_equal(np.flatnonzero(choice(10)), np.arange(5, 15))
 
 
-def test_weights_are_traced():
-    tones, loss = random_hypotheses(8)
-    traces = []
-
-    @eqx.filter_jit
-    def cost(prior):
-        traces.append(1)
-        return best_path(prior, tones, loss).cost
-
-    costs = [float(cost(voices(model=VoiceModel(change=jnp.float32(weight))))) for weight in (0.0, 0.5, 5.0)]
+def test_one_program_serves_all_weights_and_lengths(monkeypatch):
+    traces, changing = [], Voices.changing
+    monkeypatch.setattr(Voices, "changing", lambda *notes: traces.append(1) or changing(*notes))
+    model = lambda weight: VoiceModel(change=jnp.float32(weight), smoothing=2.6)  # which no other test has
+    run = lambda weight, frames: best_path(voices(model=model(weight)), *random_hypotheses(8, frames)).cost
+    costs = [run(weight, 4) for weight in (0.0, 0.5, 5.0)]
     assert costs == sorted(costs)
     assert costs[0] < costs[2]
+    assert run(0.5, 9) > costs[1]
     assert len(traces) == 1
 
 

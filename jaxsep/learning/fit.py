@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-from jaxsep.numerics.devices import over_chunks
+from jaxsep.numerics.devices import map_chunks, over_chunks
 from jaxsep.pursuit.loss import LiftedLoss
 from jaxsep.pursuit.refinement import pack
 from jaxsep.tones.dictionary import Dictionary
@@ -113,7 +113,8 @@ def fit_timbre(
         rows = np.array(dictionary.by_pitch)
     start = Dictionary(dictionary.harmonics, jnp.asarray(rows), places)
     own = np.eye(number)[np.asarray(tones.instrument)]
-    mixing = own[..., None] * np.asarray(start.shares(tones, axis))[..., None, :]
+    shares = map_chunks(lambda tones: start.shares(tones, axis), tones)
+    mixing = own[..., None] * shares[..., None, :]
     mixing = mixing.reshape(*mixing.shape[:2], -1).astype(spectra.dtype)
 
     # Pitches that are played; the others become like the nearest one that is.

@@ -6,6 +6,7 @@ import numpy as np
 from jaxtyping import Float
 from scipy.optimize import linear_sum_assignment
 
+from jaxsep.numerics.devices import map_chunks
 from jaxsep.tones.dictionary import Dictionary
 from jaxsep.tones.instruments import Instruments
 from jaxsep.tones.library import unique_names
@@ -91,7 +92,7 @@ def timbre_distances(
     pitches = _grid()
     counted = pitches[:, None] * np.arange(1, size + 1) < _HIGHEST
     learned, known = (_levels(each, pitches, counted) for each in (dictionary, instruments.dictionary))
-    loudness = np.sqrt(tones.amplitude * np.max(np.asarray(dictionary.of(tones)), axis=-1))
+    loudness = np.sqrt(tones.amplitude * np.max(map_chunks(dictionary.of, tones), axis=-1))
     distances = np.full((len(learned), len(known)), np.inf)
     for number, levels in enumerate(learned):
         own = tones.active & (tones.instrument == number)

@@ -11,6 +11,7 @@ from scipy.signal import find_peaks
 
 from jaxsep.checks import check_settings, described, setting
 from jaxsep.notes.note import Note
+from jaxsep.numerics.devices import map_chunks
 from jaxsep.tones.dictionary import Dictionary
 from jaxsep.tones.tones import Tones
 
@@ -155,7 +156,8 @@ def _levels_and_pitches(tones, dictionary):
     # NaN fails both comparisons.
     used = np.asarray(tones.active) & (amplitude > 0) & (fundamental > 0)
     # The spectrogram of a sinusoid of amplitude 1 has ½.
-    loudness = 2 * np.linalg.norm(np.asarray(dictionary.of(tones)), axis=-1)
+    harmonics = map_chunks(dictionary.of, tones) if len(used) else np.ones((*used.shape, 1))
+    loudness = 2 * np.linalg.norm(harmonics, axis=-1)
     level = np.full(used.shape, -np.inf)
     level[used] = 20 * np.log10(amplitude[used].astype(float) * loudness[used])
     pitch = to_midi(np.where(used, fundamental, 440))

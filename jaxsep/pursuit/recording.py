@@ -72,7 +72,7 @@ def refit(
     def refined_chunk(spectra, tones, goal):
         # Apart, so that one compiled program serves dictionaries with and without a timbre.
         harmonics = dictionary.of(tones, model.objective.axis)
-        return _refine(model, spectra, tones, harmonics, goal)
+        return _refine(model.objective, model.solver, spectra, tones, harmonics, goal)
 
     for number, slots in enumerate(sizes):
         rows = np.flatnonzero(size == number)
@@ -110,8 +110,8 @@ def _pursue(pursuit, spectra, harmonics):
 
 
 @eqx.filter_jit
-def _refine(model, spectra, tones, harmonics, goal):
-    found = refine(spectra, tones, harmonics, model.objective, solver=model.solver, goal=goal)
+def _refine(objective, solver, spectra, tones, harmonics, goal):
+    found = refine(spectra, tones, harmonics, objective, solver=solver, goal=goal)
     return found.tones, found.loss
 
 

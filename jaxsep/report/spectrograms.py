@@ -15,8 +15,9 @@ from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 
 from jaxsep.audio import check_samples, mono, resample
+from jaxsep.numerics.devices import chunk_size, over_chunks
 from jaxsep.report.kinds import KINDS
-from jaxsep.separation.chunks import ANALYSIS_RATE
+from jaxsep.separation.chunks import ANALYSIS_RATE, analyse_chunk, excerpt_of
 from jaxsep.signal.axes import LinearAxis, LogAxis
 from jaxsep.signal.filterbanks import constant_q_spectrogram, mel_spectrogram
 from jaxsep.signal.log_frequency import log_frequency_spectrogram
@@ -43,8 +44,8 @@ RANGE = 60
 #: More columns than this cannot be told apart in a picture.
 MAX_COLUMNS = 1600
 
-#: Frames that are transformed together.
-_CHUNK = 128
+#: Samples between frames.
+_HOPS = 512, 1024, 2048
 
 #: From white to a grey that coloured marks stand out from.
 _GREYS = LinearSegmentedColormap.from_list("greys", ["#ffffff", "#d8d8d8", "#8c8c8c", "#303030"])
@@ -97,26 +98,26 @@ def levels(
 ) -> Float[np.ndarray, "columns bins"]:
     """Spectrogram in dB (a sinusoid of amplitude 1 has -6), with no more columns than a picture has.
 
-    Recordings of more than two minutes have several frames in one column, which shows the loudest.
+    Recordings of more than a minute have several frames in one column, which shows the loudest.
     """
     one = mono(np.atleast_2d(np.asarray(samples, np.float32)))
-    one = jnp.asarray(resample(one, sample_rate, ANALYSIS_RATE))
-    stft = GaussianSTFT(hop=int(np.clip(one.size // MAX_COLUMNS, 512, 4096)))
+    one = np.ascontiguousarray(resample(one, sample_rate, ANALYSIS_RATE))
+    # Few compiled programs serve recordings of all lengths.
+    stft = GaussianSTFT(hop=next((hop for hop in _HOPS if hop * MAX_COLUMNS >= one.size), _HOPS[-1]))
     num_frames = stft.num_frames(one.size)
-    pooled = min(2 ** math.ceil(math.log2(max(1, num_frames / MAX_COLUMNS))), _CHUNK)
+    pooled = min(2 ** math.ceil(math.log2(max(1, num_frames / MAX_COLUMNS))), chunk_size())
     if kind == "cqt":
-        frames = constant_q_spectrogram(one, sample_rate=float(ANALYSIS_RATE), hop=stft.hop)
+        frames = constant_q_spectrogram(jnp.asarray(one), sample_rate=float(ANALYSIS_RATE), hop=stft.hop)
         columns = _pool(jnp.pad(frames, ((0, -num_frames % pooled), (0, 0))), pooled)
     else:
-        starts = jnp.arange(0, num_frames, _CHUNK)
-        chunks = [np.asarray(_columns(one, first, stft, kind, pooled)) for first in starts]
-        columns = np.concatenate(chunks)[: -(-num_frames // pooled)]
+        run = lambda frames, _: _columns(excerpt_of(one, stft, int(frames[0])), stft, kind, pooled)
+        columns = np.concatenate([*over_chunks(run, num_frames)])[: -(-num_frames // pooled)]
     return 20 * np.log10(np.maximum(np.asarray(columns), np.finfo(np.float32).tiny))
 
 
-@partial(jax.jit, static_argnums=(2, 3, 4))
-def _columns(samples, first, stft, kind, pooled):
-    magnitudes = jnp.abs(stft.analyse(samples, first_frame=first, num_frames=_CHUNK))
+@partial(jax.jit, static_argnums=(1, 2, 3))
+def _columns(excerpt, stft, kind, pooled):
+    magnitudes = jnp.abs(analyse_chunk(excerpt, stft))
     if kind == "mel":
         magnitudes = mel_spectrogram(magnitudes, sample_rate=float(ANALYSIS_RATE))
     elif kind == "log":

@@ -15,11 +15,11 @@ from jaxsep.pursuit.refinement import ToneFit
 from jaxsep.search.alternation import OWNED, SearchResult
 from jaxsep.search.frames import EDGES, RINGING, mean_energy
 from jaxsep.search.given import fitted, refitted
-from jaxsep.search.hypotheses import LEAST_SCALE, Exploration, cheapest, explore, moves
+from jaxsep.search.hypotheses import LEAST_SCALE, Exploration, explore, moves
 from jaxsep.search.known import Known
 from jaxsep.search.moves import arrange, from_neighbours, ringing, without
 from jaxsep.search.streams import follow, margins
-from jaxsep.search.voices import VoiceModel
+from jaxsep.search.voices import VoiceModel, best_path
 from jaxsep.tones.dictionary import Dictionary
 from jaxsep.tones.tones import Tones
 
@@ -169,7 +169,8 @@ def _explored(model, spectra, found, dictionary, voices, offer, touched, known) 
         found = jax.tree.map(lambda old, new: _put(old, rows, new), found, done.found)
         confidence[rows] = done.confidence
     alone = jax.tree.map(lambda x: x[:, None], found)
-    return Exploration(found, float(cheapest(voices, alone).cost) / touched.size, confidence)
+    path = best_path(voices, alone.tones, alone.loss)
+    return Exploration(found, path.cost / touched.size, confidence)
 
 
 def _put(old, rows, new):

@@ -14,11 +14,11 @@ from jaxsep.learning.fit import fit_dictionary, fit_timbre
 from jaxsep.learning.octaves import raise_octaves
 from jaxsep.pursuit.recording import Hypotheses, refit
 from jaxsep.pursuit.refinement import ToneFit
-from jaxsep.search.hypotheses import Exploration, cheapest, double_moves, explore, moves, propagate
+from jaxsep.search.hypotheses import Exploration, double_moves, explore, moves, propagate
 from jaxsep.search.known import Known
 from jaxsep.search.moves import arrange, from_neighbours, ringing, without
 from jaxsep.search.streams import Streamed, stream
-from jaxsep.search.voices import VoiceModel, Voices
+from jaxsep.search.voices import VoiceModel, Voices, best_path
 from jaxsep.tones.dictionary import Dictionary
 from jaxsep.tones.tones import Tones
 
@@ -162,8 +162,8 @@ class Frames(eqx.Module):
 
     def priced(self, state: State) -> State:
         alone = jax.tree.map(lambda x: x[:, None], state.found)
-        cost = float(cheapest(self.costs(state), alone).cost) / state.found.loss.size
-        return State(state.found, state.dictionary, cost)
+        path = best_path(self.costs(state), alone.tones, alone.loss)
+        return State(state.found, state.dictionary, path.cost / state.found.loss.size)
 
     def moves(self, state: State, doubly: bool) -> Iterator[Tones]:
         among = self.model, self.spectra, state.dictionary.harmonics, state.tones

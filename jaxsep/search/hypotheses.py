@@ -14,19 +14,18 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxsep.numerics.devices import chunk_size, map_chunks
+from jaxsep.numerics.devices import map_chunks
 from jaxsep.pursuit.recording import Hypotheses, pursue, refit
 from jaxsep.pursuit.refinement import ToneFit
 from jaxsep.pursuit.tone_pursuit import TonePursuit
 from jaxsep.search.moves import arrange, exchanged, from_neighbours, reselected, without
-from jaxsep.search.voices import Path, VoiceModel, Voices, best_path
+from jaxsep.search.voices import VoiceModel, Voices, best_path
 from jaxsep.tones.dictionary import Dictionary
 from jaxsep.tones.tones import Tones
 
 __all__ = [
     "LEAST_SCALE",
     "Exploration",
-    "cheapest",
     "deepen",
     "double_moves",
     "explore",
@@ -198,25 +197,14 @@ def explore(
         # What disagrees is left where anything agrees.
         first = agrees(np.arange(found.loss.size), found.tones) | ~np.isfinite(pool.loss[:, 1:]).any(axis=1)
         pool.loss[~first, 0] = np.inf
-    path = cheapest(voices, pool)
+    path = best_path(voices, pool.tones, pool.loss)
     rows = np.arange(found.loss.size)
     chosen = jax.tree.map(lambda x: x[rows, path.choice], pool)
     mark = _signature(pool.tones)
     other = np.any(np.abs(mark - mark[rows, path.choice][:, None]) > _APART, axis=2)
     # Sums along the path are rounded: what comes out cheaper than the best is as good as it.
     gap = np.maximum(np.min(np.where(other, path.marginal, np.inf), axis=1) - path.cost, 0)
-    return Exploration(chosen, float(path.cost) / rows.size, gap / float(voices.scale))
-
-
-def cheapest(voices: Voices, pool: Hypotheses) -> Path:
-    """`best_path` through several hypotheses per frame, compiled once for every `chunk_size` of frames."""
-    num_frames = pool.loss.shape[0]
-    padding = -num_frames % chunk_size()
-    repeat = lambda x: np.pad(np.asarray(x), [(0, padding)] + [(0, 0)] * (x.ndim - 1), mode="edge")
-    padded = jax.tree.map(repeat, pool)
-    path = best_path(voices, padded.tones, padded.loss, jnp.asarray(num_frames))
-    path = jax.tree.map(np.asarray, path)
-    return Path(path.choice[:num_frames], path.cost, path.marginal[:num_frames])
+    return Exploration(chosen, path.cost / rows.size, gap / float(voices.scale))
 
 
 def _new(tones, proposals):

@@ -124,7 +124,7 @@ def sounds_of(
         tones: `[frames, slots]`.
         dictionary: with which they were refined.
     """
-    harmonics = np.asarray(dictionary.of(tones, objective.axis))
+    harmonics = map_chunks(lambda tones: dictionary.of(tones, objective.axis), tones)
     root, share = map_chunks(lambda *chunk: _observed(objective, *chunk), spectra, tones, harmonics)
     weight = share**2
     level = np.linalg.norm(root, axis=-1, keepdims=True)

@@ -6,7 +6,7 @@ notes: the cheapest path through the hypotheses of all frames is found by dynami
 """
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from jaxsep.numerics.devices import chunk_size
 from jaxsep.numerics.dot import dot
 from jaxsep.signal.axes import LogAxis
 from jaxsep.tones.tones import Polyphony, Tones, polyphony_of
@@ -167,7 +168,7 @@ class Voices(eqx.Module):
         return dot(density, jnp.arange(self.axis.num_bins, dtype=density.dtype)) / jnp.sum(density, axis=1)
 
 
-class Path(eqx.Module):
+class Path(NamedTuple):
     """The cheapest hypothesis of every frame.
 
     - `choice`: its number.
@@ -175,51 +176,65 @@ class Path(eqx.Module):
     - `marginal`: the cheapest C of a path through each hypothesis.
     """
 
-    choice: Int[Array | np.ndarray, " frames"]
-    cost: Float[Array | np.ndarray, ""]
-    marginal: Float[Array | np.ndarray, "frames hypotheses"]
+    choice: Int[np.ndarray, " frames"]
+    cost: float
+    marginal: Float[np.ndarray, "frames hypotheses"]
 
 
-@eqx.filter_jit
-def best_path(
-    voices: Voices,
-    tones: Tones,
-    loss: Float[Array, "frames hypotheses"],
-    num_frames: Int[Array, ""] | None = None,
-) -> Path:
+def best_path(voices: Voices, tones: Tones, loss: Float[np.ndarray, "frames hypotheses"]) -> Path:
     """The path of least cost through the hypotheses of all frames, by dynamic programming.
 
     Arguments:
         voices: the costs.
         tones: `[frames, hypotheses, tones]`.
         loss: lifted loss of each hypothesis; infinite where there is none.
-        num_frames: frames from this one on, and steps to them, cost nothing, so that recordings of several
-            lengths can be padded to one (default: all count).
     """
-    num_frames = loss.shape[0] if num_frames is None else num_frames
-    inside = jnp.arange(loss.shape[0]) < num_frames
-    cost = loss.astype(jnp.float32) + jax.vmap(jax.vmap(voices.sounding))(tones)
-    cost = jnp.where(inside[:, None], cost, 0)
+    num_frames = len(loss)
+    inside = np.arange(num_frames + -num_frames % chunk_size()) < num_frames
+    fill = lambda x: np.pad(x, [(0, inside.size - num_frames)] + [(0, 0)] * (np.ndim(x) - 1), mode="edge")
     # A step costs the same backwards: one scan runs from both ends.
-    both = lambda x: jnp.stack([x, x[::-1]], axis=1)
-    ways, cost, inside = jax.tree.map(both, (tones, cost, inside))
-    counts = inside & jnp.roll(inside, 1, axis=0).at[0].set(False)
+    both = lambda x: np.stack([x, x[::-1]], axis=1)
+    ways = jax.tree.map(lambda x: both(fill(np.asarray(x))), (tones, loss)), both(inside)
+    so_far, parts = None, []
+    for first in range(0, inside.size, chunk_size()):
+        (here, cost), there = jax.tree.map(lambda x, first=first: x[first : first + chunk_size()], ways)
+        if so_far is None:
+            so_far = (
+                jax.tree.map(lambda x: x[0], here),
+                np.zeros(cost[0].shape, np.float32),
+                np.zeros_like(there[0]),
+            )
+        so_far, part = _advanced(voices, so_far, here, cost, there)
+        parts.append(jax.tree.map(np.asarray, part))
+    arrived, reached, origin = (np.concatenate(kind) for kind in zip(*parts, strict=True))
+    choice = np.empty(inside.size, np.int32)
+    choice[-1] = np.argmin(reached[-1])
+    for frame in range(inside.size - 1, 0, -1):
+        choice[frame - 1] = origin[frame, choice[frame]]
+    marginal = reached + arrived[::-1, 1]
+    return Path(choice[:num_frames], float(reached[-1, choice[-1]]), marginal[:num_frames])
+
+
+@eqx.filter_jit
+def _advanced(voices, so_far, tones, loss, inside):
+    """A chunk of the way, `[frames, 2, …]` from either end; frames that fill it up cost nothing.
+
+    One compiled program serves recordings of all lengths.
+    """
+    cost = loss.astype(jnp.float32) + jax.vmap(jax.vmap(jax.vmap(voices.sounding)))(tones)
+    cost = jnp.where(inside[..., None], cost, 0)
     pairs = jax.vmap(jax.vmap(voices.changing, in_axes=(None, 0)), in_axes=(0, None))
 
-    def step(before, so_far, now, cost, counts):
-        steps = so_far[:, None] + jnp.where(counts, pairs(before, now), 0)
+    def step(before, total, was, now, cost, inside):
+        steps = total[:, None] + jnp.where(was & inside, pairs(before, now), 0)
         arrived = jnp.min(steps, axis=0)
         return arrived, arrived + cost, jnp.argmin(steps, axis=0).astype(jnp.int32)
 
-    def advance(carry, here):
-        arrived, total, origin = jax.vmap(step)(*carry, *here)
-        return (here[0], total), (arrived, total[0], origin[0])
+    def advance(so_far, here):
+        arrived, total, origin = jax.vmap(step)(*so_far, *here)
+        return (here[0], total, here[2]), (arrived, total[0], origin[0])
 
-    start = jax.tree.map(lambda x: x[0], ways), jnp.zeros_like(cost[0])
-    _, (arrived, reached, origin) = jax.lax.scan(advance, start, (ways, cost, counts))
-    last = jnp.argmin(reached[-1]).astype(jnp.int32)
-    _, choice = jax.lax.scan(lambda h, back: (back[h], back[h]), last, origin[1:], reverse=True)
-    return Path(jnp.append(choice, last), reached[-1, last], reached + arrived[::-1, 1])
+    return jax.lax.scan(advance, so_far, (tones, cost, inside))
 
 
 def _surprisal(tones, num_instruments, axis, smoothing):

@@ -20,7 +20,7 @@ from jaxsep.learning.learner import DictionaryLearner
 from jaxsep.learning.restarts import learn_dictionaries
 from jaxsep.notes.alignment import align_notes
 from jaxsep.notes.score import Score
-from jaxsep.numerics.devices import num_chunks
+from jaxsep.numerics.devices import map_chunks, num_chunks
 from jaxsep.progress import Progress, listener
 from jaxsep.pursuit.loss import LiftedLoss
 from jaxsep.pursuit.recording import pursue
@@ -349,7 +349,7 @@ class Stages:
         number = dictionary.num_instruments
         total = settings.phase_iterations * num_chunks(self.stft.num_frames(part.analysed.shape[1]))
         with self.progress.stage("resynthesis", total) as advance:
-            harmonics = np.asarray(dictionary.of(tones))
+            harmonics = map_chunks(dictionary.of, tones)
             stems = resynthesise(part.analysed, tones, harmonics, number, self.stft, settings, advance)
         stems = np.stack(
             [resample(stem, ANALYSIS_RATE, part.sample_rate) for stem in stems[..., part.skip :]]
