@@ -17,7 +17,7 @@ from jaxsep.audio import resample
 from jaxsep.metrics.bss_eval import sdr_sir_sar_gain
 from jaxsep.numerics import devices
 from jaxsep.progress import Progress
-from jaxsep.search import hypotheses
+from jaxsep.search import voices
 from jaxsep.separation import chunks
 from jaxsep.separation.chunks import ANALYSIS_RATE, instrument_spectra
 from jaxsep.separation.separate import separate
@@ -426,7 +426,7 @@ def test_impossible_settings(options, message):
 @pytest.mark.parametrize("size", [64, 512])
 def test_the_size_of_the_chunks_changes_nothing(size, monkeypatch):
     expected, asked = separated(), []
-    modules = devices, hypotheses, chunks
+    modules = devices, voices, chunks
     for module in modules:
         monkeypatch.setattr(module, "chunk_size", lambda name=module.__name__: asked.append(name) or size)
     result = with_dictionary(mixture())

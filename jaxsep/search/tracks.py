@@ -87,7 +87,9 @@ def _linked(used, pitch, instrument, reach):
         near = cost[row, column] < _STEP
         row, column = row[near], column[near]
         label[frame, slots[row]] = live[column, 0]
-        fresh = np.setdiff1d(slots, slots[row])
+        alone = np.ones(slots.size, bool)
+        alone[row] = False
+        fresh = slots[alone]
         label[frame, fresh] = count + np.arange(fresh.size)
         count += fresh.size
         now = np.concatenate([slots[row], fresh])
