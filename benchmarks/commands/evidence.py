@@ -22,9 +22,8 @@ from benchmarks.common import (
 from benchmarks.pitches import part_right, sounding_in_rests
 from jaxsep.metrics.bss_eval import sdr_sir_sar_gain
 from jaxsep.pursuit.recording import Hypotheses
-from jaxsep.search.hypotheses import cheapest
 from jaxsep.search.moves import arrange
-from jaxsep.search.voices import VoiceModel
+from jaxsep.search.voices import VoiceModel, best_path
 from jaxsep.separation.result import Separation
 from jaxsep.separation.separate import separate
 from jaxsep.separation.settings import SeparationSettings
@@ -93,7 +92,8 @@ def cost(separation: Separation, part: str) -> float:
     only = VoiceModel(**{name: getattr(VoiceModel(), name) if name == part else 0.0 for name in _PARTS})
     voices = only.fit(tones, number, 1, axis, 1.0)
     alone = Hypotheses(tones, np.zeros(len(separation.times), np.float32))
-    return float(cheapest(voices, jax.tree.map(lambda x: x[:, None], alone)).cost) / len(separation.times)
+    one = jax.tree.map(lambda x: x[:, None], alone)
+    return best_path(voices, one.tones, one.loss).cost / len(separation.times)
 
 
 HEADER = [
