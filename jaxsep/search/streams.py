@@ -26,7 +26,7 @@ __all__ = ["Streamed", "follow", "margins", "stream"]
 #: What it costs to move a track that is not known: else all might change places but the corrected one.
 _MOVING = 0.1
 
-#: What part of a track a known note must be for its instrument to be known: notes are not at their edges.
+#: What part of a track a known note must cover for its instrument to be known; its edges are not sure.
 _CERTAIN = 0.25
 
 
