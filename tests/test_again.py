@@ -5,6 +5,7 @@ import json
 from functools import cache
 from pathlib import Path
 
+import equinox as eqx
 import numpy as np
 import pytest
 from test_cli import run, workplace  # noqa: F401 (a fixture)
@@ -17,7 +18,7 @@ from jaxsep.notes.notes import to_midi
 from jaxsep.notes.score import Rest, Score, plain_note
 from jaxsep.results.read import read_earlier
 from jaxsep.results.write import write_results
-from jaxsep.search import hypotheses
+from jaxsep.search import again, hypotheses
 from jaxsep.separation import separate as separation_module
 from jaxsep.separation.found import Earlier, notes_of
 from jaxsep.separation.separate import separate
@@ -78,6 +79,25 @@ class TestSeparation:
         both = np.isfinite(old) & np.isfinite(new)
         assert both.mean() > 0.95
         np.testing.assert_allclose(new[both], old[both], atol=0.2)
+
+    @pytest.mark.slow
+    def test_what_follows_is_searched_too(self, monkeypatch):
+        touched = Earlier.of(before()).touched(listed(wrong=False))
+        frame = np.flatnonzero(~touched)[-5]
+        given = []
+
+        def followed(objective, spectra, tones, *rest):
+            given.append(rest[-1].sure(tones).any())  # the notes that are known
+            number = np.array(tones.instrument)
+            number[frame] = 1 - number[frame]
+            return eqx.tree_at(lambda t: t.instrument, tones, number)
+
+        monkeypatch.setattr(again, "follow", followed)
+        known = {"notes_are": "held", "earlier": before(), "settings": QUICK, "key": KEY}
+        found = separate(mixture(), RATE, notes=listed(wrong=False), **known)
+        changed = found.confidence != before().confidence
+        assert given == [True]
+        assert set(np.flatnonzero(changed & ~touched)) == {frame}
 
     @pytest.mark.slow
     def test_fewer_explanations_are_tried(self, monkeypatch):

@@ -16,10 +16,11 @@ from jaxsep.pursuit.recording import Hypotheses, pursue, refit
 from jaxsep.pursuit.refinement import LevenbergMarquardt
 from jaxsep.pursuit.tone_pursuit import TonePursuit
 from jaxsep.search import frames as search_frames
-from jaxsep.search.alternation import Alternation
+from jaxsep.search.alternation import OWNED, Alternation
 from jaxsep.search.frames import Frames, State, mean_energy
 from jaxsep.search.hypotheses import deepen, double_moves, explore, propagate, reselect
 from jaxsep.search.moves import arrange, exchanged, from_neighbours, ringing, without
+from jaxsep.search.streams import margins
 from jaxsep.search.voices import VoiceModel
 from jaxsep.tones.dictionary import Dictionary
 from jaxsep.tones.tones import Tones
@@ -293,6 +294,15 @@ def test_alternation_finds_the_notes_and_improves_the_dictionary():
     assert np.all(np.sum(unit(rows) * unit(DICTIONARY), axis=1) > 0.97)
     assert result.cost_trace[-1] < result.cost_trace[0]
     assert 0 < steps <= most
+
+
+def test_no_frame_is_surer_than_who_plays_in_it():
+    result = alternated()[0]
+    most = OWNED * margins(
+        PURSUIT.objective, song()[1], result.tones, result.dictionary, PURSUIT.polyphony(2), SPACING
+    )
+    assert np.all(result.confidence <= most + 1e-4)
+    assert np.any(np.isfinite(most) & (result.confidence > most - 1e-4))
 
 
 @pytest.mark.slow
