@@ -145,6 +145,39 @@ def test_who_plays_a_line_does_not_play_the_chords():
     np.testing.assert_array_equal(found.instrument[used], 1 - np.asarray(tones.instrument)[used])
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_a_line_amid_chords_is_known_by_its_sound(seed):
+    random = np.random.default_rng(seed)
+    melody = [*random.permutation([2, 4, 5, 7, 9, 4, 5, 7, 2, 9])]
+    melody[3] = melody[7] = None
+    low, high = (list(random.integers(-2, 3, 10) + height) for height in (-10, 16))
+    low[2] = high[5] = high[0] = None
+    middle = [3 if note is None else note - 5 for note in melody]
+    tones, spectra = lines((melody, 0), (low, 1), (high, 1), (middle, 1))
+    alike = eqx.tree_at(lambda t: t.instrument, tones, np.zeros_like(tones.instrument))
+    one, used = Dictionary(jnp.asarray(DICTIONARY[:1], jnp.float32)), np.asarray(tones.active)
+    right = lambda found: np.mean(found.instrument[used] == np.asarray(tones.instrument)[used])
+    assert right(streamed(alike, spectra, (1, 3), one)) > 0.9
+    if seed == 1:  # here steps alone prefer the lowest notes
+        assert right(streamed(alike, spectra, (1, 3), one, contrast=0.0)) < 0.6
+
+
+def test_sounds_that_differ_are_worth_more_where_both_are_heard():
+    tones, spectra = lines(([0, 2, 4, 5, 4, 2, 0, 2], 0), ([12, 11, 9, 12, 14, 16, 14, 12], 1))
+    tracks = find_tracks(tones, AXIS, SPACING)
+    sounds = sounds_of(tracks, OBJECTIVE, spectra, tones, INSTRUMENTS)
+
+    def worth(quiet, owner=tracks.owner):
+        """What sounds that differ take from the cost if one instrument is so much softer."""
+        soft = eqx.tree_at(lambda t: t.loudness, tracks, np.where(tracks.owner == 0, 1.0, quiet))
+        cost = lambda contrast: Lines(soft, *sounds, (1, 1), Streaming(contrast=contrast)).judge(owner)[0]
+        return cost(0.0) - cost(1.0)
+
+    assert worth(1.0) > 2 * worth(0.1) > 2 * worth(0.01) > 0
+    mixed = np.arange(tracks.owner.size) % 4 // 2
+    assert worth(1.0) > 3 * abs(worth(1.0, mixed))
+
+
 def test_the_result_does_not_depend_on_the_level():
     tones, spectra = lines(([0, 2, 4, 5], 0), ([12, 11, 9, 12], 1))
     quiet = eqx.tree_at(lambda t: t.amplitude, tones, 0.1 * tones.amplitude)

@@ -67,6 +67,16 @@ def test_where_it_is_to_be_certain_a_tone_costs_a_part_of_what_an_instrument_sou
     assert free.strict().sounding(frame) == 0
 
 
+def test_a_tone_of_a_chord_costs_a_part():
+    tones = tones_of([[(0, 100), (1, 200)], [(0, 100)]])
+    costs = lambda most: MODEL.fit(tones, 2, most, AXIS, scale=2.0, noise=0.5, energy=7.0)
+    lines, chords = costs(1), costs((1, 4))
+    for prior, part in [(lines, 1.0), (chords, 2 / 5)]:  # two instruments, five voices
+        np.testing.assert_allclose([prior.scale, prior.noise, prior.energy], part * np.array([2.0, 0.5, 7.0]))
+    for cost in (Voices.sounding, lambda prior, frame: prior.strict().sounding(frame)):
+        assert cost(chords, one(tones)) == pytest.approx(2 / 5 * float(cost(lines, one(tones))), rel=1e-5)
+
+
 @pytest.mark.parametrize(
     ("before", "after", "handed"),
     [

@@ -16,10 +16,17 @@ __all__ = ["Lines", "Streaming"]
 class Streaming:
     """Costs by which tracks go to instruments (ours); times in seconds.
 
-    `Σ_tracks timbre · d + Σ_(successive tracks of an instrument) ( leap · |Δp| · e^(−pause/memory) + entry ·
-    [pause > breath] + overlap · (common time) ) + Σ_(crossed tracks) crossing · (common time)`
+    `Σ_tracks timbre · ( d − contrast · H · (d' − d) ) + Σ_(successive tracks of an instrument) ( leap · |Δp|
+    · e^(−pause/memory) + entry · [pause > breath] + overlap · (common time) ) + Σ_(crossed tracks) crossing
+    · (common time)`
 
-    - `timbre`: of a track whose sound is as far from its instrument's as the median track from the nearest.
+    with the distances d of a track's sound from its instrument's, and d' from the nearest of the others', in
+    units of the median track's d. H is the entropy of the parts that the instruments have in what sounds,
+    1 where they are even: else a few odd tracks, unlike everything, would be an instrument.
+
+    - `timbre`: of a track whose sound is as far from its instrument's as the median track's.
+    - `contrast`: of instruments that sound alike, beside that; longer tracks count for more. Who has another
+      one's tracks, too, sounds like him, and all tracks are near either.
     - `leap`: of a semitone between the pitches of successive tracks, up to an octave.
     - `memory`: pause after which a leap counts e times less.
     - `entry`: of beginning after a pause of more than `breath`: who plays a line goes on with it.
@@ -27,10 +34,12 @@ class Streaming:
       earlier one may ring on; at most 0.3 s count.
     - `crossing`: of a second in which the instrument that plays higher over the recording has the lower note,
       but for the first 0.05 s; at most 0.3 s of each pair count.
-    - `chord`: of a note of who plays chords beside somebody's line, instead of all these.
+    - `chord`: of a note of who plays chords beside somebody's line, instead of all these but for its sound,
+      which counts thrice there: chords make no lines.
     """
 
     timbre: float = 0.4
+    contrast: float = 0.15
     leap: float = 0.12
     memory: float = 1.2
     entry: float = 2.0
@@ -40,6 +49,14 @@ class Streaming:
     crossing: float = 1.7
     chord: float = 0.7
 
+    def beside_chords(self) -> "Streaming":
+        """The costs where one has a line and another plays chords."""
+        sounds = {"timbre": _BESIDE * self.timbre, "contrast": _BESIDE * self.contrast}
+        return dataclasses.replace(self, **sounds)
+
+
+#: How much more sounds count beside chords.
+_BESIDE = 3.0
 
 #: How near in pitch, in semitones, tracks say what an instrument sounds like there, and how much those of
 #: other registers add.
@@ -53,6 +70,9 @@ _WIDTH, _ROUNDS = 64, 5
 
 #: A track's sound is at most so many times as far as the median from that of any instrument.
 _FARTHEST = 6.0
+
+#: Random beginnings of the search for kinds of sounds, and how often each may change.
+_DRAWS, _CHANGES = 4, 30
 
 
 class _Step(NamedTuple):
@@ -93,9 +113,14 @@ class Lines:
         costs: Streaming = Streaming(),
         extra: Float[np.ndarray, "tracks instruments"] | None = None,
     ):
-        self.tracks, self.sound, self.weight, self.costs = tracks, sound, weight, costs
+        self.tracks, self.sound, self.weight = tracks, sound, weight
         self.number, self.all = len(polyphony), np.arange(tracks.begin.size)
         self.line = np.array(polyphony) == 1
+        #: How much each track tells of who plays it.
+        self.evidence = np.sqrt(tracks.end - tracks.begin)
+        if self.line.any() and not self.line.all():
+            costs = costs.beside_chords()
+        self.costs = costs
         self.follows = _follow_costs(tracks, costs, self.line)
         self.above, self.below = _crossing_costs(tracks, costs)
         self.extra = np.zeros((tracks.begin.size, self.number)) if extra is None else extra
@@ -119,8 +144,10 @@ class Lines:
         """Cost of an assignment, and that of each track's sound by whoever would own it, `[tracks, n]`."""
         distance = self._distances(owner)
         usual = np.median(distance[self.all, owner]) + 1e-3
-        timbre = self.costs.timbre * np.minimum(distance / usual, _FARTHEST) + self.extra
-        last, cost = np.full(self.number, self.all.size), timbre[self.all, owner].sum()
+        timbre = self.costs.timbre * np.minimum(distance / usual, _FARTHEST)
+        contrast = self._contrast(timbre, owner)
+        timbre = timbre + self.extra
+        last, cost = np.full(self.number, self.all.size), timbre[self.all, owner].sum() - contrast
         rank = self._ranks(owner)
         for track, instrument in enumerate(owner):
             cost += self.follows[instrument, last[instrument], track]
@@ -203,6 +230,48 @@ class Lines:
             starts += [np.where(edge, line, chords) for edge in (above == 0, above == among - 1)]
         return starts
 
+    def by_sound(self) -> list[Int[np.ndarray, " tracks"]]:
+        """Owners by as many kinds of sounds as there are instruments, wherever they play (k-means).
+
+        Beside chords, each kind is each instrument's in one assignment.
+        """
+        random, kinds = np.random.default_rng(0), {}
+        for _ in range(_DRAWS if self.all.size >= self.number else 0):
+            parts = self.evidence / self.evidence.sum()
+            some = random.choice(self.all.size, self.number, replace=False, p=parts)
+            owner = np.argmin(self._from(self.sound[some]), axis=1)
+            for _ in range(_CHANGES):
+                before, owner = owner, np.argmin(self._from(self._kinds(owner)), axis=1)
+                if np.array_equal(owner, before):
+                    break
+            # The same whatever their numbers: the kind of the first track is the first.
+            _, first, kind = np.unique(owner, return_index=True, return_inverse=True)
+            owner = np.argsort(np.argsort(first))[kind]
+            kinds[owner.tobytes()] = owner
+        turns = 1 if self.line.all() or not self.line.any() else self.number
+        return [(owner + turn) % self.number for owner in kinds.values() for turn in range(turns)]
+
+    def _kinds(self, owner):
+        """The mean sound of the tracks of each instrument; `[n, harmonics]`."""
+        votes = self.evidence[:, None] * (owner[:, None] == np.arange(self.number))
+        return votes.T @ (self.weight * self.sound) / np.maximum(votes.T @ self.weight, 1e-9)
+
+    def _from(self, kinds):
+        """How far each track's sound is from each of some others, as in `_distances`."""
+        both, square = (self.weight * self.sound) @ kinds.T, self.weight @ kinds.T**2
+        total = np.sum(self.weight * self.sound**2, axis=1, keepdims=True)
+        return 1 - both**2 / np.maximum(square, 1e-9) / np.maximum(total, 1e-9)
+
+    def _contrast(self, timbre, owner):
+        """What an assignment gains by sounds that differ."""
+        if self.number == 1 or not self.tracks.loudness.any():
+            return 0.0
+        others = np.where(owner[:, None] == np.arange(self.number), np.inf, timbre).min(axis=1)
+        apart = np.average(others - timbre[self.all, owner], weights=self.evidence)
+        part = np.bincount(owner, self.tracks.loudness, self.number) / self.tracks.loudness.sum()
+        even = -np.sum(part * np.log(np.maximum(part, 1e-9))) / np.log(self.number)
+        return self.costs.contrast * even * apart * self.all.size
+
     def _ranks(self, owner):
         """Which instrument plays highest over the recording (0), which next, …"""
         seconds = self.tracks.end - self.tracks.begin
@@ -226,7 +295,7 @@ class Lines:
         apart = (tracks.pitch[:, None] - tracks.pitch) ** 2
         near = np.exp(-0.5 * apart / _NEAR**2) + _FAR_SHARE * np.exp(-0.5 * apart / _FAR**2) + 0.01
         np.fill_diagonal(near, 0)  # nobody is like himself
-        near *= np.sqrt(tracks.end - tracks.begin)
+        near *= self.evidence
         total = np.sum(weight * sound**2, axis=1)
         distance = np.ones((self.all.size, self.number))
         for instrument in range(self.number):

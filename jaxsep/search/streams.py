@@ -80,7 +80,7 @@ def stream(
     if not tracks.begin.size or len(polyphony) == 1:
         return Streamed(tones, 0.0, 0.0)
     lines = Lines(tracks, *sounds_of(tracks, objective, spectra, tones, dictionary), polyphony, costs)
-    starts = [*lines.by_pitch(), lines.plain()]
+    starts = [*lines.by_pitch(), lines.plain(), *lines.by_sound()]
     before = np.inf
     if dictionary.num_instruments == len(polyphony):
         starts.append(tracks.owner)

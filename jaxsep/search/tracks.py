@@ -40,6 +40,7 @@ class Tracks(eqx.Module):
     - `begin`, `end`: in seconds.
     - `pitch`: median, in semitones above the axis's lowest frequency.
     - `owner`: instrument that most of its tones have.
+    - `loudness`: sum of the amplitudes of its tones.
     """
 
     label: Int[np.ndarray, "frames slots"]
@@ -47,6 +48,7 @@ class Tracks(eqx.Module):
     end: Float[np.ndarray, " tracks"]
     pitch: Float[np.ndarray, " tracks"]
     owner: Int[np.ndarray, " tracks"]
+    loudness: Float[np.ndarray, " tracks"]
 
 
 def find_tracks(tones: Tones, axis: LogAxis, spacing: float) -> Tracks:
@@ -65,12 +67,13 @@ def find_tracks(tones: Tones, axis: LogAxis, spacing: float) -> Tracks:
         frame, slot = np.nonzero(label == number)
         if frame.size * spacing >= _SHORTEST:
             owner = np.bincount(tones.instrument[frame, slot]).argmax()
-            rows.append((frame[0], frame[-1] + 1, np.median(pitch[frame, slot]), owner, number))
+            loudness = tones.amplitude[frame, slot].sum()
+            rows.append((frame[0], frame[-1] + 1, np.median(pitch[frame, slot]), owner, loudness, number))
     rows.sort(key=lambda row: (row[0], -row[2]))
     renamed = np.full(label.max() + 2, -1)
-    renamed[[row[4] for row in rows]] = np.arange(len(rows))
-    begin, end, height, owner, _ = np.array(rows, float).reshape(-1, 5).T
-    return Tracks(renamed[label], begin * spacing, end * spacing, height, owner.astype(int))
+    renamed[[row[-1] for row in rows]] = np.arange(len(rows))
+    begin, end, height, owner, loudness, _ = np.array(rows, float).reshape(-1, 6).T
+    return Tracks(renamed[label], begin * spacing, end * spacing, height, owner.astype(int), loudness)
 
 
 def _linked(used, pitch, instrument, reach):
