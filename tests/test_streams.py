@@ -162,6 +162,16 @@ def test_a_line_amid_chords_is_known_by_its_sound(seed):
         assert right(streamed(alike, spectra, (1, 3), one, contrast=0.0)) < 0.6
 
 
+def test_kinds_of_sounds_wherever_they_play():
+    tones, spectra = lines(([0, 2, 4, 7, 9, 11, 12], 0), ([12, 11, 9, 5, 4, 2, 0], 1))
+    tracks = find_tracks(tones, AXIS, SPACING)
+    sounds = sounds_of(tracks, OBJECTIVE, spectra, tones, INSTRUMENTS)
+    first = np.asarray(tracks.owner == tracks.owner[0])
+    for polyphony, turns in [((1, 1), [0]), ((1, 3), [0, 1])]:  # who has the line is tried either way
+        found = Lines(tracks, *sounds, polyphony).by_sound()
+        assert [list(owner) for owner in found] == [list(np.where(first, turn, 1 - turn)) for turn in turns]
+
+
 def test_sounds_that_differ_are_worth_more_where_both_are_heard():
     tones, spectra = lines(([0, 2, 4, 5, 4, 2, 0, 2], 0), ([12, 11, 9, 12, 14, 16, 14, 12], 1))
     tracks = find_tracks(tones, AXIS, SPACING)
