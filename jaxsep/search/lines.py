@@ -21,13 +21,13 @@ class Streaming:
     · (common time)`
 
     with the distances d of a track's sound from its instrument's, and d' from the nearest of the others', in
-    units of the median track's d. H is the entropy of the parts that the instruments have in what sounds,
-    1 where they are even: else a few odd tracks, unlike everything, would be an instrument.
+    units of the median track's d. H is the entropy of the parts that the instruments have in what sounds, in
+    units of the greatest there is: else a few odd tracks, unlike everything, would be an instrument.
 
     - `timbre`: of a track whose sound is as far from its instrument's as the median track's.
     - `contrast`: of instruments that sound alike, beside that, where one plays chords and another a line;
-      longer tracks count for more. Who has another one's tracks, too, sounds like him. (Among lines alone
-      it costs trio and string quartet 1 to 2 dB.)
+      longer tracks count for more. Who has another one's tracks, too, sounds like him. Among lines alone
+      a trio and a string quartet lost by it.
     - `leap`: of a semitone between the pitches of successive tracks, up to an octave.
     - `memory`: pause after which a leap counts e times less.
     - `entry`: of beginning after a pause of more than `breath`: who plays a line goes on with it.
@@ -235,11 +235,11 @@ class Lines:
 
         Each kind is each instrument's in one assignment. There is none where all have lines, or all chords.
         """
-        if self.line.all() or not self.line.any():
+        if self.line.all() or not self.line.any() or self.all.size < self.number:
             return []
         random, kinds = np.random.default_rng(0), {}
-        for _ in range(_DRAWS if self.all.size >= self.number else 0):
-            parts = self.evidence / self.evidence.sum()
+        parts = self.evidence / self.evidence.sum()
+        for _ in range(_DRAWS):
             some = random.choice(self.all.size, self.number, replace=False, p=parts)
             owner = np.argmin(self._from(self.sound[some]), axis=1)
             for _ in range(_CHANGES):
@@ -250,8 +250,7 @@ class Lines:
             _, first, kind = np.unique(owner, return_index=True, return_inverse=True)
             owner = np.argsort(np.argsort(first))[kind]
             kinds[owner.tobytes()] = owner
-        turns = range(self.number)
-        return [(owner + turn) % self.number for owner in kinds.values() for turn in turns]
+        return [(owner + turn) % self.number for owner in kinds.values() for turn in range(self.number)]
 
     def _kinds(self, owner):
         """The mean sound of the tracks of each instrument; `[n, harmonics]`."""
