@@ -1,5 +1,6 @@
 """The dictionary that explains a recording best at given tones, with or without a timbre."""
 
+import math
 from collections.abc import Callable
 
 import equinox as eqx
@@ -7,8 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
+from scipy.sparse import csr_array
 
 from jaxsep.numerics.devices import map_chunks, over_chunks
+from jaxsep.numerics.lanes import map_frames
 from jaxsep.pursuit.loss import LiftedLoss
 from jaxsep.pursuit.refinement import pack
 from jaxsep.tones.dictionary import Dictionary
@@ -29,14 +32,11 @@ _DAMPING, _LEAST_DAMPING, _SHRINK, _GROW = 1e-3, 1e-6, 1 / 4, 4
 #: So many frames teach, evenly spaced: neighbours say much the same.
 _ENOUGH = 512
 
-#: A chunk's derivatives are in memory in so many parts.
-_PARTS = 8
+#: Frames whose derivatives are computed at once: those of two stay in the cache of a CPU.
+_BLOCKS = 2, 256
 
 #: Pitches of a timbre: four in an octave. What holds neighbours together, relative to what frames say of one.
 _PITCHES, _STIFFNESS = 41, 0.1
-
-#: Rows are added up to a multiple of this: few compiled programs serve all recordings.
-_ROWS = 16
 
 
 def fit_dictionary(
@@ -122,9 +122,7 @@ def fit_timbre(
     chosen = np.flatnonzero(played)
     if not chosen.size:
         return start
-    padding = -chosen.size % _ROWS
-    mixing = np.pad(mixing[..., chosen], [(0, 0), (0, 0), (0, padding)])
-    flat = np.pad(rows.reshape(number * pitches, -1)[chosen], [(0, padding), (0, 0)])
+    mixing, flat = mixing[..., chosen], rows.reshape(number * pitches, -1)[chosen]
     ties = np.zeros((flat.shape[0], flat.shape[0]))
     for k in range(chosen.size - 1):
         if chosen[k] // pitches == chosen[k + 1] // pitches:
@@ -192,32 +190,56 @@ def _step(roots, hessian, gradient, damping, least):
 
 def _sum_over_frames(objective, spectra, tones, mixing) -> Callable[[np.ndarray], tuple]:
     """Loss, Gauss–Newton matrix and gradient by the roots of the rows, as a function of these."""
-    lift = objective.lift
+    lift, places, shares = objective.lift, *_shares(mixing)
 
     def evaluate(roots):
-        rows = jnp.asarray(roots ** (1 / lift), spectra.dtype)
+        rows = roots ** (1 / lift)
+        harmonics = (mixing @ rows).astype(spectra.dtype)
 
-        def chunk(frames, exist):
-            here = jax.tree.map(lambda x: jnp.asarray(np.asarray(x)[frames]), (spectra, tones, mixing))
-            return _equations(objective, *here, rows, jnp.asarray(exist, spectra.dtype))
+        def chunk(frames, _):
+            here = jax.tree.map(lambda x: jnp.asarray(np.asarray(x)[frames]), (spectra, tones, harmonics))
+            return _equations(objective, *here)
 
-        parts = zip(*over_chunks(chunk, spectra.shape[0]), strict=True)
-        loss, hessian, gradient = (sum(part.astype(np.float64) for part in kind) for kind in parts)
+        loss, first = 0.0, 0
+        hessian, gradient = np.zeros((len(rows) ** 2, rows.shape[1] ** 2)), np.zeros(rows.shape)
+        for parts in over_chunks(chunk, spectra.shape[0]):
+            losses, by_harmonics, slopes = (x[: spectra.shape[0] - first] for x in parts)
+            here = slice(first, first + len(losses))
+            loss += losses.sum(dtype=np.float64)
+            to_rows, to_pairs = _adding(places[here], shares[here], len(rows))
+            hessian += to_pairs @ by_harmonics.swapaxes(2, 3).reshape(-1, hessian.shape[1])
+            gradient += to_rows @ slopes.reshape(-1, gradient.shape[1])
+            first += len(losses)
         by_root = (roots ** (1 / lift - 1) / lift).reshape(-1)
-        hessian = hessian.reshape(by_root.size, -1)
+        size = len(rows), len(rows), rows.shape[1], rows.shape[1]
+        hessian = hessian.reshape(size).swapaxes(1, 2).reshape(by_root.size, -1)
         return loss, hessian * np.outer(by_root, by_root), gradient.reshape(-1) * by_root
 
     return evaluate
 
 
+def _shares(mixing):
+    """The rows in each tone's mixture, and their shares: the few that are not 0."""
+    most = max(1, int(np.count_nonzero(mixing, axis=-1).max(initial=0)))
+    places = np.argsort(-mixing, axis=-1, kind="stable")[..., :most]
+    return places, np.take_along_axis(mixing, places, axis=-1)
+
+
+def _adding(places, shares, number):
+    """Sparse matrices that add what tones, and pairs of tones of a frame, say to rows and pairs of rows."""
+    pairs = places[:, :, None, :, None] * number + places[:, None, :, None, :]
+    of_pairs = shares[:, :, None, :, None] * shares[:, None, :, None, :]
+    return _sparse(places, shares, number, 2), _sparse(pairs, of_pairs, number**2, 3)
+
+
+def _sparse(rows, values, number, axes):
+    """The matrix with these values in these rows; the first axes count the columns."""
+    size = math.prod(rows.shape[:axes])
+    columns = np.repeat(np.arange(size), rows.size // size)
+    return csr_array((values.reshape(-1), (rows.reshape(-1), columns)), (number, size))
+
+
 @eqx.filter_jit
-def _equations(objective, spectra, tones, mixing, rows, weights):
-    theta = pack(tones, objective.lift)
-    split = lambda x: x.reshape(min(_PARTS, x.shape[0]), -1, *x.shape[1:])
-
-    def add(total, inputs):
-        return jax.tree.map(jnp.add, total, objective.row_equations(*inputs[:2], rows, *inputs[2:])), None
-
-    inputs = jax.tree.map(split, (theta, mixing, spectra, weights))
-    zeros = lambda *shape: jnp.zeros(shape, spectra.dtype)
-    return jax.lax.scan(add, (zeros(), zeros(*rows.shape, *rows.shape), zeros(*rows.shape)), inputs)[0]
+def _equations(objective, spectra, tones, harmonics):
+    frames = pack(tones, objective.lift), harmonics, objective.lifted(spectra)
+    return map_frames(lambda frame: objective.harmonic_equations(*frame), frames, _BLOCKS)

@@ -102,13 +102,22 @@ def map_lanes(
     return jax.lax.fori_loop(0, -(-count // num_lanes), block, results)
 
 
-def map_frames(function: Callable[[PyTree], PyTree], frames: PyTree) -> PyTree:
+def map_frames(
+    function: Callable[[PyTree], PyTree], frames: PyTree, most: tuple[int, int] | None = None
+) -> PyTree:
     """`vmap` of a function over the first axis of its argument, in blocks that suit the platform.
 
     Temporaries are those of one block, whatever the number of frames.
+
+    Arguments:
+        function: of one frame.
+        frames: arrays whose first axis counts frames.
+        most: frames of a block at most, on a CPU and on an accelerator.
     """
     num_frames = jax.tree.leaves(frames)[0].shape[0]
     size = default_lanes(num_frames)
+    if most is not None:
+        size = min(size, most[jax.default_backend() != "cpu"])
     if size in (0, num_frames):
         return jax.vmap(function)(frames)
     blocks = -(-num_frames // size)

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jaxsep.numerics.dot import dot
 from jaxsep.signal.axes import LogAxis
 from jaxsep.signal.gaussians import sum_gaussians
 from jaxsep.tones.rendering import partials_of, tangents
@@ -90,35 +91,23 @@ class LiftedLoss(eqx.Module):
         gram = jnp.einsum("if,jf->ij", jacobian, both, precision="highest")
         return 0.5 * jnp.sum(residual**2), gram[:, :-1], gram[:, -1]
 
-    def row_equations(
+    def harmonic_equations(
         self,
-        theta: Float[Array, "frames tones parameters"],
-        mixing: Float[Array, "frames tones rows"],
-        rows: Float[Array, "rows harmonics"],
-        spectra: Float[Array, "frames bins"],
-        weights: Float[Array, " frames"],
+        theta: Float[Array, "tones parameters"],
+        harmonics: Float[Array, "tones harmonics"],
+        target: Float[Array, " bins"],
     ) -> tuple[
-        Float[Array, ""], Float[Array, "rows harmonics rows harmonics"], Float[Array, "rows harmonics"]
+        Float[Array, ""], Float[Array, "tones harmonics tones harmonics"], Float[Array, "tones harmonics"]
     ]:
-        """Sums over frames of `L`, `JᵀJ` and `Jᵀr` by rows that the harmonics of the tones are mixed from.
-
-        Arguments:
-            theta: tones as in `model`.
-            mixing: shares of the rows in the harmonics of each tone; those of a dictionary are 0 and 1.
-            rows: of harmonics.
-            spectra: to explain.
-            weights: of the frames.
-        """
-        product = partial(jnp.einsum, precision="highest")
-        atoms = jax.vmap(lambda theta: self._atoms(theta, rows.shape[1]))(theta)
-        model = product("fth,fthb->fb", product("ftr,rh->fth", mixing, rows), atoms)
-        lifted, root = self.lifted(model), jnp.sqrt(weights)[:, None]
-        residual = root * (lifted - self.lifted(spectra))
-        jacobian = atoms * (root * self.lift * lifted / (model + self.offset))[:, None, None]
-        by_tones = product("fthb,fsgb->fthsg", jacobian, jacobian)
-        hessian = product("frhsg,fsq->rhqg", product("ftr,fthsg->frhsg", mixing, by_tones), mixing)
-        gradient = product("ftr,fth->rh", mixing, product("fthb,fb->fth", jacobian, residual))
-        return 0.5 * jnp.sum(residual**2), hessian, gradient
+        """`L`, `JᵀJ` and `Jᵀr` by the harmonics of each tone; arguments as for `normal_equations`."""
+        atoms = self._atoms(theta, harmonics.shape[1]).reshape(harmonics.size, -1)
+        model = dot(harmonics.reshape(-1), atoms)
+        lifted = self.lifted(model)
+        residual = lifted - target
+        jacobian = atoms * (self.lift * lifted / (model + self.offset))
+        gram, gradient = dot(jacobian, jacobian.T), dot(jacobian, residual)
+        shape = harmonics.shape
+        return 0.5 * jnp.sum(residual**2), gram.reshape(*shape, *shape), gradient.reshape(shape)
 
     def _atoms(self, theta, num_harmonics):
         """Spectra `[tones, harmonics, bins]` of each harmonic of each tone, as loud as the tone."""
