@@ -1,5 +1,6 @@
 """Spectra and stems of recordings of any length, in chunks of frames that overlap in the samples."""
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
@@ -9,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
+from scipy.fft import next_fast_len
 
 from jaxsep.numerics.devices import chunk_size, over_chunks
 from jaxsep.numerics.lanes import map_frames
@@ -190,24 +192,23 @@ def _stems(
         noise = jnp.where(share > 0, noise, 0)
         masks = ratio_masks(likely + noise / num_instruments, magnitude, share=share)
 
-    analyse = jax.vmap(partial(analyse_chunk, stft=stft))
+    analyse = partial(_each, partial(analyse_chunk, stft=stft))
     if signals is not None:
-        signals = jnp.where(exist[:, None], jax.vmap(analyse)(signals), 0)
+        signals = jnp.where(exist[:, None], analyse(signals), 0)
         # What sounds beside, before and after the tones is left to the masks.
         heard, counted = jnp.sum(model, axis=0), jnp.sum(likely, axis=0)
         trust = jnp.minimum(1, 2 * heard / jnp.maximum(counted, jnp.finfo(counted.dtype).tiny))
         masks = masks[:, None]
         own = signals - masks * jnp.sum(signals, axis=0)
-        return jax.vmap(jax.vmap(stft.overlap_add))(masks * spectra + trust * own)
+        return _each(stft.overlap_add, masks * spectra + trust * own)
+    wanted = masks[:, None] * jnp.abs(spectra) if masking else model[:, None]
+    return _each(stft.overlap_add, wanted * unit_phase(analyse(phases)))
 
-    def stem(mask, magnitude, phase):
-        def channel(mixture, own):
-            wanted = mask * jnp.abs(mixture) if masking else magnitude
-            return stft.overlap_add(wanted * unit_phase(own))
 
-        return jax.vmap(channel)(spectra, analyse(phase))
-
-    return jax.vmap(stem)(masks, model, phases)
+def _each(function, signals):
+    """A function of each channel of each instrument, on a CPU one after the other."""
+    flat = map_frames(function, signals.reshape(-1, *signals.shape[2:]), (1, 256))
+    return flat.reshape(*signals.shape[:2], *flat.shape[1:])
 
 
 #: Standard deviations in seconds and Hz by which masks spread tones, how much what lies beside them counts,
@@ -232,8 +233,9 @@ def _spread(model, stft, margin):
     weight = jnp.exp(-0.5 * (distance * stft.hop / ANALYSIS_RATE / _LASTING) ** 2)
     weight = jnp.where(jnp.abs(distance) <= margin, weight, 0)
     lasting = jnp.einsum("fg,igb->ifb", weight / jnp.sum(weight, axis=1, keepdims=True), model)
-    # Twice as long, so that the ends do not meet.
-    size, width = 2 * num_bins, _BESIDE * stft.n_fft / ANALYSIS_RATE
+    width = _BESIDE * stft.n_fft / ANALYSIS_RATE
+    # So much longer that the ends do not meet.
+    size = next_fast_len(num_bins + math.ceil(12 * width), real=True)
     damping = jnp.exp(-0.5 * (2 * jnp.pi * width * jnp.arange(size // 2 + 1) / size) ** 2)
     beside = jnp.fft.irfft(jnp.fft.rfft(lasting, size) * damping, size)[..., :num_bins]
     return model[:, margin : margin + num_frames] + lasting + _FAINT * jnp.maximum(beside, 0)
@@ -249,8 +251,8 @@ def instrument_spectra(
     """What each instrument's tones, with fundamentals in Hz, are in all bins of an STFT (P1, separation)."""
     axis = stft.axis(sample_rate)
     tones = eqx.tree_at(lambda t: t.fundamental, tones, axis.to_bin(tones.fundamental))
-    render = lambda frame, rows: render_instruments(frame, rows, axis, num_instruments)
-    model = jnp.swapaxes(jax.vmap(render)(tones, harmonics), 0, 1)
+    render = lambda frame: render_instruments(*frame, axis, num_instruments)
+    model = jnp.swapaxes(map_frames(render, (tones, harmonics)), 0, 1)
     return jnp.pad(model, ((0, 0), (0, 0), (0, 1)))  # no tone reaches the Nyquist bin
 
 

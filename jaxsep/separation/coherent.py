@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Complex, Float, Int
 
+from jaxsep.numerics.turn import turn
 from jaxsep.signal.gaussians import gaussian
 from jaxsep.signal.stft import GaussianSTFT
 from jaxsep.tones.tones import Tones
@@ -180,15 +181,17 @@ class _Track(eqx.Module):
         weights = np.exp(-0.5 * (time / _WINDOW) ** 2)
         weights = jnp.asarray((2 * weights / weights.sum()).reshape(2 * reach, -1), frames.dtype)
 
-        def one(slot):
-            carriers = jnp.conj(self._carriers(*slot))  # [harmonics, frames, hop]
-            product = (frames[:, None] * carriers).reshape(len(frames), len(carriers), -1, self.spacing)
-            parts = jnp.einsum("chws,js->jchw", product, weights.astype(product.dtype), precision="highest")
-            padded = jnp.pad(parts, ((0, 0), (0, 0), (0, 0), (reach, reach - 1)))
+        def one(partial):
+            cosine, sine = turn(self._cycles(*partial))  # [frames, hop]
+            product = jnp.stack([frames * cosine, -frames * sine])
+            product = product.reshape(2, len(frames), -1, self.spacing)
+            parts = jnp.einsum("kcws,js->kcwj", product, weights, precision="highest")
+            padded = jnp.pad(parts, ((0, 0), (0, 0), (reach, reach - 1), (0, 0)))
             size = product.shape[2]
-            return sum(padded[j, ..., j : j + size] for j in range(2 * reach))
+            return jax.lax.complex(*sum(padded[:, :, j : j + size, j] for j in range(2 * reach)))
 
-        return jnp.transpose(jax.lax.map(one, self._slots()), (1, 3, 0, 2))
+        heard = jax.lax.map(one, self._partials())
+        return jnp.moveaxis(heard, 0, 2).reshape(*heard.shape[1:], *self.frequency.shape[1:])
 
     def corrected(self) -> Complex[Array, "windows tones harmonics"]:
         """What the results of `demodulate` without corrections are multiplied by for those with them."""
@@ -204,21 +207,28 @@ class _Track(eqx.Module):
         """The signals of amplitudes, which change linearly from window to window."""
         rising = jnp.arange(self.spacing, dtype=self.frequency.dtype) / self.spacing
 
-        def one(slot):
-            *track, amplitude = slot
-            carriers = self._carriers(*track)
-            carriers = carriers.reshape(len(carriers), -1, self.spacing)
+        def add(total, partial):
+            *track, amplitude = partial
+            cosine, sine = (x.reshape(-1, self.spacing) for x in turn(self._cycles(*track)))
             after = jnp.concatenate([amplitude[:, 1:], amplitude[:, -1:]], axis=1)
-            here = jnp.einsum("cwh,hws->cws", amplitude, carriers, precision="highest")
-            there = jnp.einsum("cwh,hws->cws", after, carriers, precision="highest")
-            return jnp.real((1 - rising) * here + rising * there).reshape(len(amplitude), -1)
+            here = amplitude[..., None] + (after - amplitude)[..., None] * rising
+            return total + jnp.real(here) * cosine - jnp.imag(here) * sine, None
 
-        return jax.lax.map(one, (*self._slots(), jnp.moveaxis(amplitudes, 2, 0)))
+        num_channels, num_windows, num_tones, size = amplitudes.shape
+        silence = jnp.zeros((num_channels, num_windows, self.spacing), self.frequency.dtype)
+        of_tone = lambda partials: jax.lax.scan(add, silence, partials)[0].reshape(num_channels, -1)
+        partials = (
+            *self._partials(),
+            jnp.moveaxis(amplitudes, (2, 3), (0, 1)).reshape(-1, *amplitudes.shape[:2]),
+        )
+        return jax.lax.map(
+            of_tone, jax.tree.map(lambda x: x.reshape(num_tones, size, *x.shape[1:]), partials)
+        )
 
-    def phases(self) -> Float[Array, "windows tones harmonics"]:
-        """θ at the windows."""
-        at = lambda slot: self._phases(*slot)[..., :: self.spacing].reshape(self.frequency.shape[2], -1)
-        return jnp.transpose(jax.lax.map(at, self._slots()), (2, 0, 1))
+    def cycles(self) -> Float[Array, "windows tones harmonics"]:
+        """θ / 2π at the windows, but for whole cycles."""
+        at = lambda partial: self._cycles(*partial)[:, :: self.spacing].reshape(-1)
+        return jax.lax.map(at, self._partials()).T.reshape(-1, *self.frequency.shape[1:])
 
     def angular_frequencies(self) -> Float[Array, "windows tones harmonics"]:
         """How θ changes per second at the windows."""
@@ -231,34 +241,36 @@ class _Track(eqx.Module):
         number = jnp.arange(1, self.frequency.shape[2] + 1)
         return change[..., None] * number * (self.sample_rate / self.spacing)
 
-    def _slots(self):
-        return jnp.swapaxes(self.frequency, 0, 1), self.goes_on.T, self.correction.T
+    def _partials(self):
+        """Frequency, cycles at the frames and number of each partial, with what is known of its tone."""
+        num_frames, _, size = self.frequency.shape
+        whole = self.frequency * self.hop + (_next(self.frequency) - self.frequency) * self.hop / 2
+        advance = lambda cycles, step: ((cycles + step / self.sample_rate) % 1, cycles)
+        _, begin = jax.lax.scan(advance, jnp.zeros_like(whole[0]), whole)
+        number = jnp.broadcast_to(jnp.arange(1, size + 1, dtype=begin.dtype), begin.shape[1:])
+        each = lambda x: jnp.repeat(x.T, size, axis=0)
+        flat = lambda x: x.reshape(num_frames, -1).T
+        return (
+            flat(self.frequency),
+            flat(begin),
+            number.reshape(-1),
+            each(self.goes_on),
+            each(self.correction),
+        )
 
-    def _carriers(self, frequency, goes_on, correction):
-        phase = self._phases(frequency, goes_on, correction)
-        return jax.lax.complex(jnp.cos(phase), jnp.sin(phase))
-
-    def _phases(self, frequency, goes_on, correction):
-        """Phases `[harmonics, frames, hop]` of one slot, in radians."""
-        size = frequency.shape[1]
-        after = jnp.concatenate([frequency[1:], frequency[-1:]])
+    def _cycles(self, frequency, begin, number, goes_on, correction):
+        """θ / 2π of one partial `[frames, hop]`, but for whole cycles."""
+        change = (_next(frequency) - frequency)[:, None]
         joined = jnp.concatenate([goes_on[1:], jnp.ones(1, bool)])[:, None]
         time = jnp.arange(self.hop, dtype=frequency.dtype)
         late = jnp.maximum(time - self.hop / 2, 0)
-        # In cycles since the centre of the frame; a new note begins in the middle between two frames.
-        glide = frequency[..., None] * time + (after - frequency)[..., None] * jnp.where(
-            joined[..., None], time**2 / (2 * self.hop), late
-        )
-        whole = frequency * self.hop + (after - frequency) * self.hop / 2
-        advance = lambda phase, step: ((phase + step / self.sample_rate) % 1, phase)
-        _, begin = jax.lax.scan(advance, jnp.zeros(size, frequency.dtype), whole)
-        number = jnp.arange(1, size + 1, dtype=frequency.dtype)
-        windows = jnp.concatenate([correction, correction[-1:]])
+        # A new note begins in the middle between two frames.
+        glide = frequency[:, None] * time + change * jnp.where(joined, time**2 / (2 * self.hop), late)
         rising = jnp.arange(self.spacing, dtype=frequency.dtype) / self.spacing
-        bend = windows[:-1, None] + (windows[1:] - windows[:-1])[:, None] * rising
-        cycles = begin[..., None] + glide / self.sample_rate
-        cycles = cycles + number[:, None] * bend.reshape(-1, 1, self.hop) / (2 * jnp.pi)
-        return 2 * jnp.pi * jnp.swapaxes(cycles - jnp.round(cycles), 0, 1)
+        bend = correction[:, None] + (_next(correction) - correction)[:, None] * rising
+        cycles = begin[:, None] + glide / self.sample_rate
+        cycles = cycles + number * bend.reshape(-1, self.hop) / (2 * jnp.pi)
+        return cycles - jnp.round(cycles)
 
 
 def _levels(samples):
@@ -282,13 +294,16 @@ def _expectation(heard, *, spread, same, track, spacing):
     before = kept * sure  # how much each window is tied to the one before
     after = jnp.concatenate([before[1:], jnp.zeros_like(before[:1])])
     own = sure + jnp.concatenate([(kept**2 * sure)[1:], jnp.zeros_like(sure[:1])])
-    phase = flat(track.phases())
-    turn = jax.lax.complex(jnp.cos(phase), jnp.sin(phase))
+    turned = jax.lax.complex(*turn(flat(track.cycles())))
     pulse = _WINDOW * flat(track.angular_frequencies())
     overlap = gaussian(pulse[:, :, None] - pulse[:, None, :])  # of two partials in a window
 
     def multiply(x):
-        seen = trust * jnp.conj(turn) * jnp.einsum("wpq,wq->wp", overlap, trust * turn * x)
+        # Not as a product of complex numbers, half of which would be zeros.
+        moved = trust * turned * x
+        moved = jnp.stack([jnp.real(moved), jnp.imag(moved)])
+        moved = jax.lax.complex(*jnp.einsum("wpq,kwq->kwp", overlap, moved, precision="highest"))
+        seen = trust * jnp.conj(turned) * moved
         return seen + own * x - before * _shift(x, 1) - after * _shift(x, -1)
 
     precondition = _tridiagonal(trust**2 + own, before, after)
@@ -371,6 +386,11 @@ def _shift(x, by):
     """The rows before (1) or after (-1), zero beyond the ends."""
     zero = jnp.zeros_like(x[:1])
     return jnp.concatenate([zero, x[:-1]] if by == 1 else [x[1:], zero])
+
+
+def _next(x):
+    """The rows after, the last one once more."""
+    return jnp.concatenate([x[1:], x[-1:]])
 
 
 def _root(x):
