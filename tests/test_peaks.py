@@ -292,9 +292,10 @@ def test_render_peaks_is_the_dense_sum():
         np.testing.assert_allclose(rendered, gaussians(*truth[:, :2], 100), atol=1e-8)
 
 
-def test_map_frames_is_a_loop():
+@pytest.mark.parametrize("most", [None, (1, 1), (5, 5)])
+def test_map_frames_is_a_loop(most):
     frames = jnp.arange(37 * 3.0).reshape(37, 3)
-    mapped = map_frames(lambda x: (jnp.sum(x), x[::-1]), frames)
+    mapped = map_frames(lambda x: (jnp.sum(x), x[::-1]), frames, most)
     np.testing.assert_allclose(mapped[0], [float(x.sum()) for x in frames])
     np.testing.assert_array_equal(mapped[1], frames[:, ::-1])
 

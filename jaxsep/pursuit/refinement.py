@@ -28,6 +28,9 @@ __all__ = [
 
 _MAX_DAMPING = 1e8
 
+#: A descent above its goal that gains less than this per step is given up.
+_HOPELESS = 3e-3
+
 
 class Refinement(eqx.Module):
     """Tones at a minimum of the lifted loss of each frame, the loss, and the solver's steps."""
@@ -49,6 +52,7 @@ class LevenbergMarquardt(eqx.Module):
         tolerance: relative decrease of the loss at which a minimisation ends.
         damping: λ of the first step; a smaller one can jump to another basin.
         max_steps: evaluations of one minimisation at most.
+        patience: evaluations after which a descent that is above its goal is given up, if it has one.
         adjoint: how the minimum is differentiated, `Implicit()` or `Unrolled()`. Tolerance and damping have
             the derivative 0.
 
@@ -64,6 +68,7 @@ class LevenbergMarquardt(eqx.Module):
     tolerance: float | Float[Array, ""] = 1e-5
     damping: float | Float[Array, ""] = 1.0
     max_steps: int = eqx.field(static=True, default=60)
+    patience: int | Int[Array, ""] = 60
     adjoint: Adjoint = Implicit()
 
 
@@ -281,7 +286,8 @@ def refine(
         tones_per_instrument: if given, tones beyond so many per instrument are dropped at the minimum, the
             quietest first, and the rest is refined again.
         frames: which frames to refine; the others keep their tones, with infinite loss.
-        goal: the descent of a frame ends early once it clearly cannot get below this loss.
+        goal: the descent of a frame ends early where it gains little above this loss, or is above it when
+            the solver's patience ends.
 
     Returns: tones at which the loss is not above that of the start (of what pruning left, if it took
     tones away), the loss, and the number of evaluations.
@@ -344,7 +350,8 @@ def minimise(
         spent = job.spent + jnp.where(again, job.descent.steps, 0)
         descent = step_descent(solver, objective, descent, active, harmonics[frame], target[frame])
         if goal is not None:
-            hopeless = (descent.loss > goal[frame]) & (descent.decrease < _HOPELESS)
+            late = (descent.steps >= solver.patience) | (descent.decrease < _HOPELESS)
+            hopeless = (descent.loss > goal[frame]) & late
             descent = eqx.tree_at(lambda d: d.ended, descent, descent.ended | hopeless)
         return _Job(descent, active, spent)
 
@@ -368,10 +375,6 @@ def minimise(
         default_lanes(num_frames, theta[0].size),
     )
     return Refinement(unpack(theta, tones, objective.lift, active), loss, steps)
-
-
-#: A descent above its goal that gains less than this per step is given up.
-_HOPELESS = 3e-3
 
 
 class _FrameFit(Problem):

@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float, Int
 
 from jaxsep.notes.note import Note
 from jaxsep.notes.score import Score
-from jaxsep.search.moves import arrange
+from jaxsep.search.moves import arrange, no_tones
 from jaxsep.signal.axes import LogAxis
 from jaxsep.tones.tones import Tones
 
@@ -86,7 +86,7 @@ class Known(eqx.Module):
         missing = self.must & ~np.any(near & active[..., None], axis=1)
         sure = self.sure(tones) & active
         shape = self.position.shape
-        blank = jax.tree.map(np.array, Tones.empty(shape, tones.amplitude.dtype))
+        blank = no_tones(shape, tones.amplitude.dtype)
         fields = (self.amplitude, self.position, np.maximum(self.instrument, 0).astype(np.int32), missing)
         names = lambda t: (t.amplitude, t.fundamental, t.instrument, t.active)
         fields = [field.astype(old.dtype) for field, old in zip(fields, names(blank), strict=True)]
@@ -105,7 +105,7 @@ class Known(eqx.Module):
         """The notes as they are listed, in so many slots of each instrument."""
         shape = self.position.shape[0], slots * self.bound.shape[1]
         listed = eqx.tree_at(lambda known: known.must, self, self.listed)
-        return listed.bind(jax.tree.map(np.array, Tones.empty(shape, self.amplitude.dtype)))
+        return listed.bind(no_tones(shape, self.amplitude.dtype))
 
     def _near(self, tones):
         """Whether each tone may be each note, `[frames, slots, notes]`."""

@@ -5,11 +5,13 @@ loudest first (`arrange`).
 """
 
 from collections.abc import Iterable, Iterator
+from functools import lru_cache
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from jaxsep.pursuit.loss import power
@@ -17,7 +19,7 @@ from jaxsep.pursuit.refinement import ToneFit, pack
 from jaxsep.pursuit.selection import PatternBank
 from jaxsep.tones.tones import Polyphony, Tones, polyphony_of
 
-__all__ = ["arrange", "exchanged", "from_neighbours", "reselected", "ringing", "without"]
+__all__ = ["arrange", "exchanged", "from_neighbours", "no_tones", "reselected", "ringing", "without"]
 
 #: How many alternatives to a tone are offered.
 _ALTERNATIVES = 2
@@ -162,7 +164,16 @@ def _with_instruments(tones, slots):
 
 
 def _blank(num_frames, num_instruments, slots, dtype):
-    # Arrays of the host: on the device each number of frames would be compiled for.
-    shape = (num_frames, num_instruments * slots)
-    empty = jax.tree.map(np.array, Tones.empty((1, 1), dtype))
-    return _with_instruments(jax.tree.map(lambda x: np.full(shape, x[0, 0]), empty), slots)
+    return _with_instruments(no_tones((num_frames, num_instruments * slots), dtype), slots)
+
+
+def no_tones(shape: tuple[int, ...], dtype: DTypeLike) -> Tones:
+    """Slots without tones on the host: on the device each shape would be compiled for."""
+    slot = _slot(np.dtype(dtype), jax.config.jax_enable_x64)
+    return jax.tree.map(lambda x: np.full(shape, x[0]), slot)
+
+
+@lru_cache(maxsize=4)
+def _slot(dtype, x64):
+    del x64  # what becomes of the dtype depends on it
+    return jax.tree.map(np.asarray, Tones.empty((1,), dtype))

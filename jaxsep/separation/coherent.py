@@ -71,15 +71,20 @@ def in_lines(
         playing = playing[playing > 0]
         most = int(np.quantile(playing, _MOSTLY, method="higher")) if playing.size else 1
         order = np.argsort(-loudness, axis=1, kind="stable")[:, :most]
-        chosen = np.full((len(loudness), most), -1)
-        last = np.full(most, np.inf)
-        for frame, found in enumerate(order):
-            found = found[loudness[frame, found] > 0]
-            chosen[frame] = _placed(found, pitch[frame], last)
-            last = np.where(chosen[frame] >= 0, pitch[frame, chosen[frame]], np.inf)
-        slots.append(chosen)
+        sounding = np.take_along_axis(loudness, order, axis=1) > 0
+        slots.append(np.where(sounding, order, -1) if most == 1 else _going_on(order, sounding, pitch))
         owners += [instrument] * most
     return np.concatenate(slots, axis=1), np.array(owners)
+
+
+def _going_on(order, sounding, pitch):
+    """Tones of each frame in slots in which notes go on."""
+    chosen = np.full(order.shape, -1)
+    last = np.full(order.shape[1], np.inf)
+    for frame, found in enumerate(order):
+        chosen[frame] = _placed(found[sounding[frame]], pitch[frame], last)
+        last = np.where(chosen[frame] >= 0, pitch[frame, chosen[frame]], np.inf)
+    return chosen
 
 
 def _placed(found, pitch, last):

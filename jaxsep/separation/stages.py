@@ -30,6 +30,7 @@ from jaxsep.search.alternation import Alternation, SearchResult
 from jaxsep.search.frames import Finder
 from jaxsep.search.given import GivenNotes, heard_dictionary
 from jaxsep.search.known import known_tones
+from jaxsep.search.moves import no_tones
 from jaxsep.search.voices import VoiceModel, Voices
 from jaxsep.separation.chunks import ANALYSIS_RATE, Spectra, log_spectra, resynthesise
 from jaxsep.separation.found import Earlier
@@ -53,6 +54,9 @@ _CORRECTED = 0.03
 #: How far apart in seconds frames offer each other their tones.
 _SPANS = (0.01, 0.02, 0.06, 0.13, 0.26)
 
+
+#: Evaluations of a hypothesis after which it is left if others are clearly better.
+_PATIENCE = 3
 
 #: Half a semitone: how much lower or higher than the bounds of its pitch a note may be tuned.
 _QUARTER_TONE = 2 ** (1 / 24)
@@ -270,7 +274,8 @@ class Stages:
             hertz = lambda pitch: 440 * 2 ** ((pitch - 69) / 12)
             lowest = min(lowest, hertz(min(pitches) - _AROUND))
             highest = max(highest, hertz(max(pitches) + _AROUND))
-        return _with_tolerance(self._pursuit(most, lowest, highest), 1e-4)
+        model = _with_tolerance(self._pursuit(most, lowest, highest), 3e-4)
+        return eqx.tree_at(lambda p: p.solver.patience, model, jnp.asarray(_PATIENCE))
 
     def _known(self, spectra, score, **options):
         """What notes say of every frame of a whole recording."""
@@ -388,7 +393,7 @@ def _nothing(num_frames, survey):
     number = survey.num_instruments
     alike = jnp.repeat(Dictionary.one_sound().harmonics, number, axis=0)
     dictionary = survey.dictionaries[0] if survey.dictionaries else Dictionary(alike)
-    tones = jax.tree.map(np.asarray, Tones.empty((num_frames, number), np.float32))
+    tones = no_tones((num_frames, number), np.float32)
     sure = np.full(num_frames, np.inf, np.float32)
     return SearchResult(tones, np.zeros(num_frames, np.float32), dictionary, (0.0,), sure)
 
