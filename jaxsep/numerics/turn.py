@@ -16,7 +16,7 @@ def turn(cycles: Float[Array, "*shape"]) -> tuple[Float[Array, "*shape"], Float[
 
     Example:
         >>> print(jnp.stack(turn(jnp.array([0.0, 0.125, -0.25]))).round(4))
-        [[ 1.      0.7071 -0.    ]
+        [[ 1.      0.7071  0.    ]
          [ 0.      0.7071 -1.    ]]
     """
     # The terms that are left out are less than the precision at half a turn.

@@ -28,8 +28,8 @@ __all__ = [
 
 _MAX_DAMPING = 1e8
 
-#: A descent above its goal that gains less than this per step is given up.
-_HOPELESS = 3e-3
+#: A descent is given up that would not reach its goal in so many more steps like the last; they gain less.
+_STEPS_LEFT = 4
 
 
 class Refinement(eqx.Module):
@@ -52,7 +52,6 @@ class LevenbergMarquardt(eqx.Module):
         tolerance: relative decrease of the loss at which a minimisation ends.
         damping: λ of the first step; a smaller one can jump to another basin.
         max_steps: evaluations of one minimisation at most.
-        patience: evaluations after which a descent that is above its goal is given up, if it has one.
         adjoint: how the minimum is differentiated, `Implicit()` or `Unrolled()`. Tolerance and damping have
             the derivative 0.
 
@@ -68,7 +67,6 @@ class LevenbergMarquardt(eqx.Module):
     tolerance: float | Float[Array, ""] = 1e-5
     damping: float | Float[Array, ""] = 1.0
     max_steps: int = eqx.field(static=True, default=60)
-    patience: int | Int[Array, ""] = 60
     adjoint: Adjoint = Implicit()
 
 
@@ -286,8 +284,7 @@ def refine(
         tones_per_instrument: if given, tones beyond so many per instrument are dropped at the minimum, the
             quietest first, and the rest is refined again.
         frames: which frames to refine; the others keep their tones, with infinite loss.
-        goal: the descent of a frame ends early where it gains little above this loss, or is above it when
-            the solver's patience ends.
+        goal: the descent of a frame ends early once it is unlikely to get below this loss.
 
     Returns: tones at which the loss is not above that of the start (of what pruning left, if it took
     tones away), the loss, and the number of evaluations.
@@ -350,8 +347,7 @@ def minimise(
         spent = job.spent + jnp.where(again, job.descent.steps, 0)
         descent = step_descent(solver, objective, descent, active, harmonics[frame], target[frame])
         if goal is not None:
-            late = (descent.steps >= solver.patience) | (descent.decrease < _HOPELESS)
-            hopeless = (descent.loss > goal[frame]) & late
+            hopeless = descent.loss * (1 - _STEPS_LEFT * descent.decrease) > goal[frame]
             descent = eqx.tree_at(lambda d: d.ended, descent, descent.ended | hopeless)
         return _Job(descent, active, spent)
 

@@ -47,8 +47,7 @@ _APART = 5.0
 #: Hypotheses of a frame from which the path is chosen.
 POOL = 32
 
-#: Loss above the present one, relative to the scale of the costs, up to which a hypothesis is followed after
-#: its first steps. Of what is chosen in the end a twentieth is above it there, of the rest about a half.
+#: Loss above the present one, relative to the scale of the costs, up to which a hypothesis is followed.
 _MARGIN = 0.3
 
 #: Least mean loss of a frame that costs are relative to: of silence the mean would be 0, and every

@@ -55,9 +55,6 @@ _CORRECTED = 0.03
 _SPANS = (0.01, 0.02, 0.06, 0.13, 0.26)
 
 
-#: Evaluations of a hypothesis after which it is left if others are clearly better.
-_PATIENCE = 3
-
 #: Half a semitone: how much lower or higher than the bounds of its pitch a note may be tuned.
 _QUARTER_TONE = 2 ** (1 / 24)
 
@@ -274,8 +271,7 @@ class Stages:
             hertz = lambda pitch: 440 * 2 ** ((pitch - 69) / 12)
             lowest = min(lowest, hertz(min(pitches) - _AROUND))
             highest = max(highest, hertz(max(pitches) + _AROUND))
-        model = _with_tolerance(self._pursuit(most, lowest, highest), 3e-4)
-        return eqx.tree_at(lambda p: p.solver.patience, model, jnp.asarray(_PATIENCE))
+        return _with_tolerance(self._pursuit(most, lowest, highest), 3e-4)
 
     def _known(self, spectra, score, **options):
         """What notes say of every frame of a whole recording."""
