@@ -56,7 +56,7 @@ class Guide(eqx.Module):
             bounds: lowest and highest bin; tones beyond them, or the axis, are taken for absent.
         """
         found = jax.tree.map(np.asarray, tones)
-        bins = np.rint(found.fundamental / float(axis.to_hz(jnp.asarray(1.0)))).astype(np.int32)
+        bins = np.rint(found.fundamental / float(axis.to_hz(1.0))).astype(np.int32)
         heard = found.active & (found.amplitude > 0) & (bins >= bounds[0]) & (bins <= bounds[1])
         heard &= (bins >= 0) & (bins < axis.num_bins)
         # [frames, instruments, tones]: how loud each tone is as one of the instrument's.

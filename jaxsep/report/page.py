@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import jax.numpy as jnp
 import jinja2
 import numpy as np
 import soundfile
@@ -129,7 +128,7 @@ def _band(results, mixture):
         return low, high
     axis = LogAxis()
     octave = axis.bins_per_neper * np.log(2)
-    heard = np.asarray(axis.to_bin(jnp.asarray(results.tones.fundamental)[active]))
+    heard = axis.to_bin(np.asarray(results.tones.fundamental)[active])
     # A few stray tones are no reason to show an empty octave.
     lowest, highest = np.percentile(heard, [1, 99])
     return max(low, int(lowest - octave / 2)), min(high, int(highest + 3 * octave))
@@ -190,7 +189,7 @@ def _picture(values, top, bins):
 
 def _data(results: Results, tracks: Sequence[dict], notes: Sequence[Note], duration: float, bins) -> dict:
     """What the script of the page draws and plays, as values for JSON."""
-    edges = np.asarray(LogAxis().to_hz(jnp.array([bins[0] - 0.5, bins[1] + 0.5])))
+    edges = LogAxis().to_hz(np.array([bins[0] - 0.5, bins[1] + 0.5]))
     pitches = [note.pitch for note in notes] or [60.0]
     return {
         "duration": duration,

@@ -3,7 +3,6 @@
 import os
 from io import BufferedIOBase, BytesIO
 
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 from matplotlib.figure import Figure
@@ -126,7 +125,7 @@ def _draw_fundamentals(axes, separation, instrument):
     fundamental = np.asarray(tones.fundamental)[frame, slot]
     axes.plot(
         separation.times[frame],
-        np.asarray(LogAxis().to_bin(jnp.asarray(fundamental))),
+        LogAxis().to_bin(fundamental),
         linestyle="",
         marker="o",
         markersize=1.6,

@@ -168,7 +168,7 @@ def draw_levels(
 
 def _label(axes, axis, bins):
     """Ticks at the notes A on a logarithmic axis, at whole kHz on a linear one."""
-    low, high = (float(axis.to_hz(jnp.asarray(float(x)))) for x in bins)
+    low, high = (float(axis.to_hz(float(x))) for x in bins)
     if isinstance(axis, LogAxis):
         frequencies = [27.5 * 2**octave for octave in range(10)]
         names = [f"{frequency:g}" for frequency in frequencies]
@@ -178,7 +178,7 @@ def _label(axes, axis, bins):
         names = [f"{frequency:g}" for frequency in frequencies]
     shown = [n for n, frequency in enumerate(frequencies) if low <= frequency <= high]
     axes.set_yticks(
-        [float(axis.to_bin(jnp.asarray(frequencies[n]))) for n in shown], [names[n] for n in shown]
+        [float(axis.to_bin(frequencies[n])) for n in shown], [names[n] for n in shown]
     )
     axes.set_ylabel("frequency (Hz)", fontsize=9)
     axes.set_xlabel("time (s)", fontsize=9)

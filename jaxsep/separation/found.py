@@ -6,7 +6,6 @@ from typing import NamedTuple
 
 import equinox as eqx
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float
 
@@ -86,15 +85,14 @@ class Earlier(NamedTuple):
 
     def quieter(self, factor: float) -> "Earlier":
         """What would have been found in the samples divided by a factor."""
-        return self._replace(
-            tones=eqx.tree_at(lambda t: t.amplitude, self.tones, self.tones.amplitude / factor)
-        )
+        amplitude = np.asarray(self.tones.amplitude) / np.float32(factor)
+        return self._replace(tones=eqx.tree_at(lambda t: t.amplitude, self.tones, amplitude))
 
     def in_bins(self, axis: LogAxis, scale: float) -> Tones:
         """The tones with fundamentals in bins of an axis, and amplitudes relative to a scale."""
         tones = jax.tree.map(np.asarray, self.tones)
-        hertz = jnp.asarray(np.where(tones.active, tones.fundamental, axis.f_min))
-        fields = (tones.amplitude / np.float32(scale), np.asarray(axis.to_bin(hertz)))
+        hertz = np.where(tones.active, tones.fundamental, axis.f_min)
+        fields = (tones.amplitude / np.float32(scale), axis.to_bin(hertz))
         return eqx.tree_at(lambda t: (t.amplitude, t.fundamental), tones, fields)
 
     def touched(self, score: Score) -> Bool[np.ndarray, " frames"]:

@@ -139,7 +139,7 @@ class Stages:
     def _pursuit(self, tones_per_instrument, lowest, highest):
         """A pursuit with bounds in Hz, as arrays: one compiled program for all."""
         bounds = {"lowest": lowest, "highest": highest}
-        bounds = {name: self.axis.to_bin(jnp.asarray(hz, jnp.float32)) for name, hz in bounds.items()}
+        bounds = {name: jnp.float32(self.axis.to_bin(hz)) for name, hz in bounds.items()}
         return TonePursuit(LiftedLoss(self.axis), tones_per_instrument, **bounds)
 
     def spectra(self, samples: Float[np.ndarray, "channels samples"]) -> Spectra:

@@ -4,9 +4,13 @@ import math
 
 import equinox as eqx
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 __all__ = ["LinearAxis", "LogAxis"]
+
+#: Frequencies or positions; those on the host are computed there, for which nothing is compiled.
+_Numbers = float | Float[np.ndarray | Array, "*shape"]
 
 
 class LinearAxis(eqx.Module):
@@ -35,11 +39,11 @@ class LinearAxis(eqx.Module):
                 f"got num_bins={self.num_bins}, resolution={self.resolution}"
             )
 
-    def to_bin(self, frequency: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    def to_bin(self, frequency: _Numbers) -> _Numbers:
         """Position in bins of a frequency in Hz."""
         return frequency / self.resolution
 
-    def to_hz(self, position: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    def to_hz(self, position: _Numbers) -> _Numbers:
         """Frequency in Hz of a position in bins."""
         return position * self.resolution
 
@@ -85,13 +89,13 @@ class LogAxis(eqx.Module):
         """`c`: bins per factor e in frequency."""
         return self.num_bins / math.log(self.f_max / self.f_min)
 
-    def to_bin(self, frequency: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    def to_bin(self, frequency: _Numbers) -> _Numbers:
         """Position in bins of a frequency in Hz (> 0)."""
-        return self.bins_per_neper * jnp.log(frequency / self.f_min)
+        return self.bins_per_neper * _numpy_of(frequency).log(frequency / self.f_min)
 
-    def to_hz(self, position: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    def to_hz(self, position: _Numbers) -> _Numbers:
         """Frequency in Hz of a position in bins."""
-        return self.f_min * jnp.exp(position / self.bins_per_neper)
+        return self.f_min * _numpy_of(position).exp(position / self.bins_per_neper)
 
     def partials(
         self, fundamental: Float[Array, ""], inharmonicity: Float[Array, ""], num_harmonics: int
@@ -101,6 +105,10 @@ class LogAxis(eqx.Module):
         c = self.bins_per_neper
         position = fundamental + c * (jnp.log(h) + 0.5 * jnp.log1p(inharmonicity * h**2))
         return position, jnp.ones_like(h), 0.5 * c * h**2 / (1 + inharmonicity * h**2)
+
+
+def _numpy_of(numbers):
+    return np if isinstance(numbers, float | np.ndarray) else jnp
 
 
 def _harmonic_numbers(num_harmonics: int, dtype) -> Float[Array, " harmonics"]:

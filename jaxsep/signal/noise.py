@@ -106,7 +106,7 @@ def without_hum(spectra: Float[np.ndarray, "frames bins"], axis: LogAxis) -> Flo
 
 def _line(spectra, frequency, axis):
     """The bins of a partial and its median level, 0 where it is not steady; None beyond the axis."""
-    place = round(float(axis.to_bin(jnp.asarray(frequency))))
+    place = round(float(axis.to_bin(frequency)))
     if not 5 < place < axis.num_bins - 5:
         return None
     level = spectra[:, place - 1 : place + 2].max(axis=1)
