@@ -104,8 +104,23 @@ class TestRule:
         dip = lambda depth: lambda t: 0.2 * 10 ** (-depth * np.exp(-(((t - 1.0) / 0.04) ** 2)) / 20)
         assert len(found((0, 0.2, 1.8, 72, dip(4)))) == 1
         first, second = found((0, 0.2, 1.8, 72, dip(16)))
-        assert second.onset == pytest.approx(1.0 - NoteRule().lead, abs=SPACING)
+        # Half as long after it fell by 3 dB as the dip lasts from there.
+        fall = 0.04 * np.sqrt(np.log(16 / 3))
+        assert second.onset == pytest.approx(1.0 - fall / 2, abs=SPACING)
         assert first.offset == pytest.approx(1.0, abs=SPACING)
+
+    def test_an_echo_strikes_nothing(self):
+        """What is left after a dip is 6 dB quieter: the room, or another partial."""
+        dip = lambda t: 0.2 * 10 ** (-(16 * np.exp(-(((t - 1.0) / 0.04) ** 2)) + 6 * (t > 1)) / 20)
+        (note,) = found((0, 0.2, 1.8, 72, dip))
+        assert note.offset == pytest.approx(1.8, abs=SPACING)
+        assert len(found((0, 0.2, 1.8, 72, dip), rule=NoteRule(echo=8.0))) == 2
+
+    @pytest.mark.parametrize("place", [0.35, 1.65])
+    def test_short_beginnings_and_ends_are_no_notes(self, place):
+        dip = lambda t: 0.2 * 10 ** (-16 * np.exp(-(((t - place) / 0.04) ** 2)) / 20)
+        assert len(found((0, 0.2, 1.8, 72, dip))) == 1
+        assert len(found((0, 0.2, 1.8, 72, dip), rule=NoteRule(repeat=0.1))) == 2
 
     def test_onset_of_a_window_that_looks_ahead(self):
         """The faint tones before the attack do not count."""

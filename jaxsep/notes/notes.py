@@ -20,6 +20,10 @@ __all__ = ["NoteRule", "find_notes", "follow_notes", "to_midi"]
 #: Seconds after the first tone in which a note reaches the level that its onset is measured by.
 _ATTACK = 0.1
 
+#: Fall in dB with which a dip begins. In a room the note before rings on, and what it has in common with the
+#: next one cancels out at times until well after that has begun.
+_FALLEN = 3.0
+
 
 @described
 @dataclasses.dataclass(frozen=True)
@@ -48,8 +52,13 @@ class NoteRule:
         8.0, "fall and rise of the level that begin another note at the same pitch, in dB.", least=0
     )
     dip_time: float = setting(0.4, "how long the fall and the rise may take together, in seconds.", least=0)
+    echo: float = setting(
+        3.0, "how far the level after a dip may stay below that before, or all is one note, in dB.", least=0
+    )
+    repeat: float = setting(
+        0.2, "shortest note before and after one at the same pitch that follows at once, in seconds.", least=0
+    )
     rise: float = setting(20.0, "how far below the level that a note soon reaches it begins, in dB.", least=0)
-    lead: float = setting(0.02, "how long before the end of a dip the next note begins, in seconds.", least=0)
     false_start: float = setting(
         0.15, "longest beginning of a note that may be found an octave off, in seconds.", least=0
     )
@@ -74,8 +83,9 @@ def find_notes(
        that note is no longer ago than `max_gap`; otherwise it begins a note. The pitch of a note follows its
        tones like their average over `memory`, so that a step of a semitone begins another note even where
        the frames between glide. Louder tones choose first.
-    3. Where the level falls and rises again by at least `dip` within `dip_time`, the note is struck again: it
-       ends at the lowest level, and the next has begun `lead` before.
+    3. Where the level falls and rises again by at least `dip` within `dip_time`, to at most `echo` below what
+       it was, the note is struck again: it ends at the lowest level, and the next has begun midway between
+       there and where the level was 3 dB lower. Both last at least `repeat`.
     4. A note begins where its level comes within `rise` of what it reaches in its first tenth of a second: a
        window that looks ahead finds a faint tone too early.
     5. A beginning of at most `false_start` that is an octave off belongs to the longer note that follows it
@@ -204,15 +214,14 @@ class _Track:
 def _struck(track, times, instrument, rule, spacing):
     """Notes of one track: it is divided where it is struck again."""
     frames, pitches, levels = (np.array(x) for x in (track.frames, track.pitches, track.levels))
-    reach = 2 * (_count(rule.dip_time, spacing) // 2) + 1
-    dips = find_peaks(-levels, prominence=rule.dip, wlen=max(3, reach))[0]
+    begins, dips = _strikes(levels, rule, spacing)
     bounds = [0, *dips, len(levels)]
     notes = []
     for first, last in pairwise(bounds):
         reached = levels[first : min(last, first + _count(_ATTACK, spacing))].max()
         begin = first + int(np.argmax(levels[first:last] >= reached - rule.rise))
         here = slice(begin, last)
-        lead = rule.lead if first > 0 else 0.0
+        lead = 0.0 if first == 0 else (times[frames[first]] - times[frames[begins[len(notes) - 1]]]) / 2
         notes.append(
             Note(
                 instrument=instrument,
@@ -225,6 +234,19 @@ def _struck(track, times, instrument, rule, spacing):
             )
         )
     return notes
+
+
+def _strikes(levels, rule, spacing):
+    """Where a note is struck again: where its level begins to fall, and where it is lowest."""
+    half, shortest = max(1, _count(rule.dip_time, spacing) // 2), _count(rule.repeat, spacing)
+    dips, _ = find_peaks(-levels, prominence=rule.dip, wlen=2 * half + 1, distance=shortest)
+    begins, lowest = [], []
+    for dip in dips[(dips >= shortest) & (dips < len(levels) - shortest)]:
+        before, after = levels[max(0, dip - half) : dip], levels[dip : dip + half + 1]
+        if after.max() >= before.max() - rule.echo:
+            begins.append(dip - np.argmax(before[::-1] >= before.max() - _FALLEN) - 1)
+            lowest.append(dip)
+    return begins, lowest
 
 
 def _octaves_joined(notes, rule):

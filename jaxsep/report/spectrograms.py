@@ -177,9 +177,7 @@ def _label(axes, axis, bins):
         frequencies = list(np.arange(0, high + 1, step, dtype=float))
         names = [f"{frequency:g}" for frequency in frequencies]
     shown = [n for n, frequency in enumerate(frequencies) if low <= frequency <= high]
-    axes.set_yticks(
-        [float(axis.to_bin(frequencies[n])) for n in shown], [names[n] for n in shown]
-    )
+    axes.set_yticks([float(axis.to_bin(frequencies[n])) for n in shown], [names[n] for n in shown])
     axes.set_ylabel("frequency (Hz)", fontsize=9)
     axes.set_xlabel("time (s)", fontsize=9)
     axes.tick_params(labelsize=8, length=3)
