@@ -4,10 +4,10 @@ import os
 from importlib.metadata import version
 from pathlib import Path
 
-# LLVM optimises little here: whole searches take 0.4 of the time that they take without, and the Beurling
-# LASSO, which compiles most, 1.5; XLA emits fewer instructions. Each worker keeps to one thread, and runs one
-# program after the other (below): jaxlib's batched triangular solves block the threads that they need, so
-# that those of two programs at a time can wait for each other.
+# LLVM optimises little here, and where little is computed (`compiles`), not at all; XLA emits fewer
+# instructions. Each worker keeps to one thread, and runs one program after the other (below): jaxlib's
+# batched triangular solves block the threads that they need, so that those of two programs at a time can wait
+# for each other.
 os.environ.setdefault(
     "XLA_FLAGS",
     "--xla_backend_optimization_level=1 --xla_cpu_multi_thread_eigen=false"
@@ -31,8 +31,11 @@ SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 
 @pytest.fixture(autouse=True, scope="module")
-def _forget_compiled_programs():
+def _compiled_programs(request):
     """No compiled program outlives its file: each holds memory maps, and a process may have only so many."""
+    jax.config.update(
+        "jax_disable_most_optimizations", request.node.get_closest_marker("compiles") is not None
+    )
     yield
     jax.clear_caches()
 

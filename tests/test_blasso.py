@@ -17,6 +17,8 @@ from jaxsep.blasso.projection import Projection, ProjectionOutcome
 from jaxsep.blasso.spikes import Spikes, synthesise
 from jaxsep.blasso.support import spikes_as_tones, support
 
+pytestmark = pytest.mark.compiles
+
 BINS = 128
 
 

@@ -13,6 +13,8 @@ from jaxsep.blasso.projection import Projection, ProjectionOutcome
 from jaxsep.blasso.spikes import Spikes, synthesise
 from jaxsep.blasso.support import debias
 
+pytestmark = pytest.mark.compiles
+
 BINS, NOISE = 120, 0.03
 FRACTIONS = (1.0, 0.5, 0.2, 0.1, 0.05, 0.02)
 LASSO = BeurlingLasso(Projection(signed=True, max_spikes=16), proximal_steps=0)

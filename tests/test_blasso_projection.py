@@ -17,6 +17,8 @@ from jaxsep.blasso.patterns import Patterns
 from jaxsep.blasso.projection import Projection, ProjectionOutcome
 from jaxsep.blasso.spikes import Spikes, synthesise
 
+pytestmark = pytest.mark.compiles
+
 BINS = 40
 WIDTHS = (1.6, 2.1)
 

@@ -11,6 +11,8 @@ from jaxsep.separation.coherent import coherent_partials, in_lines
 from jaxsep.signal.stft import GaussianSTFT
 from jaxsep.tones.tones import Tones
 
+pytestmark = pytest.mark.compiles
+
 STFT, FRAMES = GaussianSTFT(hop=512), 120
 TIME = np.arange(FRAMES * STFT.hop) / ANALYSIS_RATE
 

@@ -15,6 +15,8 @@ from jaxsep.pursuit.tone_pursuit import TonePursuit
 from jaxsep.separation.chain import PursuitSeparator
 from jaxsep.signal.stft import GaussianSTFT
 
+pytestmark = pytest.mark.compiles
+
 PURSUIT = TonePursuit(LiftedLoss(AXIS))
 
 

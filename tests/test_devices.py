@@ -19,6 +19,8 @@ from jaxsep.numerics.devices import map_chunks, num_chunks, over_chunks, over_fr
 from jaxsep.pursuit.loss import LiftedLoss
 from jaxsep.pursuit.tone_pursuit import TonePursuit
 
+pytestmark = pytest.mark.compiles
+
 PURSUIT = TonePursuit(LiftedLoss(AXIS))
 
 #: Tones of 21 frames by `TonePursuit`, on all devices of all processes, written as an array.

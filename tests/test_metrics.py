@@ -20,6 +20,8 @@ from jaxsep.metrics.bss_eval import sdr_sir_sar_filter, sdr_sir_sar_gain
 from jaxsep.metrics.matching import best_permutation
 from jaxsep.metrics.si_sdr import permutation_invariant_si_sdr, si_sdr
 
+pytestmark = pytest.mark.compiles
+
 FIGURES = ("sdr", "sir", "sar")
 SAMPLES = 300  # one size where size does not matter, so that compiled programs are shared
 

@@ -19,6 +19,8 @@ from jaxsep.neural.training import Trainer, train_step
 from jaxsep.signal.axes import LinearAxis
 from jaxsep.tones.tones import Tones
 
+pytestmark = pytest.mark.compiles
+
 AXIS = LinearAxis(96, 10.0)
 
 

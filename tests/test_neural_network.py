@@ -17,6 +17,8 @@ from jaxsep.neural.settings import NeuralSettings
 from jaxsep.neural.unet import Convolution, TransposedConvolution, UNet
 from jaxsep.signal.axes import LinearAxis
 
+pytestmark = pytest.mark.compiles
+
 AXIS = LinearAxis(96, 25.0)
 
 

@@ -16,6 +16,8 @@ from jaxsep.neural.network import PartialPrediction, PolicyNetwork, render_tone
 from jaxsep.neural.policy import Choice, Policy
 from jaxsep.signal.axes import LinearAxis
 
+pytestmark = pytest.mark.compiles
+
 BINS, INSTRUMENTS = 6, 2
 AXIS = LinearAxis(BINS, 50.0)
 

@@ -16,6 +16,8 @@ from jaxsep.neural.loop import train
 from jaxsep.neural.settings import NeuralSettings
 from jaxsep.neural.training import StepReport, Trainer, train_step
 
+pytestmark = pytest.mark.compiles
+
 TINY = NeuralSettings(
     rate=4000, window_std=16, hop=32, strides=(4, 4, 3), widths=(6, 8, 8), batch=4, branches=2, steps=6
 )

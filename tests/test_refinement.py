@@ -16,6 +16,8 @@ from jaxsep.signal.gaussians import SINUSOID_WIDTH, width_bounds
 from jaxsep.tones.rendering import render, tangents
 from jaxsep.tones.tones import MAX_INHARMONICITY, Tones
 
+pytestmark = pytest.mark.compiles
+
 OBJECTIVE = LiftedLoss(AXIS)
 NUM_FRAMES = 24
 FAR = float("inf")

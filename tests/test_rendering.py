@@ -16,6 +16,8 @@ from jaxsep.signal.gaussians import SINUSOID_WIDTH, Windowed, on_bins, sum_gauss
 from jaxsep.tones.rendering import render, render_instruments
 from jaxsep.tones.tones import Tones
 
+pytestmark = pytest.mark.compiles
+
 LOG = LogAxis(256)
 LINEAR = LinearAxis(256, 10.0)
 METHODS = ("windowed", "dense")

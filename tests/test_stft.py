@@ -10,6 +10,8 @@ from jax.test_util import check_grads
 
 from jaxsep.signal.stft import GaussianSTFT, normalise_overlap
 
+pytestmark = pytest.mark.compiles
+
 
 def noise(*shape, seed=0):
     return np.random.default_rng(seed).standard_normal(shape)

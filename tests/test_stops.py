@@ -271,14 +271,16 @@ def test_killed_at_any_moment(runs):
     assert run(*command, 0)[0] == 0
     whole_time = max(run(*command, 0, "--force")[1] for _ in range(3))
     ends = {"old": 0, "new": 0}
-    for seed in range(1, 201):
+    moments = [1.1 * whole_time * n / 99 for n in range(100)]
+    rng.shuffle(moments)
+    for seed, moment in enumerate(moments, start=1):
         force, number = rng.random() < 0.5, rng.choice(list(STATUSES))
         old = whole(out)
         if not force:
             shutil.rmtree(out, ignore_errors=True)
             old = None
         options = ["--force"] if force else []
-        status, took = run(*command, seed, *options, number=number, delay=rng.uniform(0, 1.1 * whole_time))
+        status, took = run(*command, seed, *options, number=number, delay=moment)
         assert status in STATUSES[number] | {0}
         found = whole(out)
         assert found == seed if status == 0 else found in (old, seed)

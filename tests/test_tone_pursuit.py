@@ -15,6 +15,8 @@ from jaxsep.pursuit.refinement import LevenbergMarquardt
 from jaxsep.pursuit.tone_pursuit import PursuitOutcome, TonePursuit, _round_sizes
 from jaxsep.signal.gaussians import SINUSOID_WIDTH
 
+pytestmark = pytest.mark.compiles
+
 OBJECTIVE = LiftedLoss(AXIS)
 MONOPHONIC = [problem for problem in PROBLEMS if problem.tones_per_instrument == 1]
 BATCH = np.concatenate([problem.spectra for problem in MONOPHONIC])
