@@ -32,6 +32,8 @@ from jaxsep.tones.dictionary import Dictionary
 from jaxsep.tones.rendering import render
 from jaxsep.tones.tones import MAX_INHARMONICITY, Tones
 
+pytestmark = pytest.mark.compiles
+
 OBJECTIVE = LiftedLoss(AXIS)
 PRECISE = LevenbergMarquardt(1e-13)
 
