@@ -68,7 +68,7 @@ class TestRule:
     def test_a_melody_and_an_accompaniment(self):
         melody = [(0, 0.2, 0.5, 72, 0.2), (0, 0.5, 0.9, 73, 0.2), (0, 1.0, 1.4, 79, 0.1)]
         bass = [(1, 0.1, 1.3, 48.3, 0.3)]
-        notes = found(*melody, *bass)
+        notes = found(*melody, *bass, rule=NoteRule(lead=0.0))
         assert [note.instrument for note in notes] == [1, 0, 0, 0]
         assert pitches(notes) == [48.3, 72, 73, 79]
         for note, (_, onset, offset, *_) in zip(notes, [*bass, *melody], strict=True):
@@ -121,6 +121,15 @@ class TestRule:
         dip = lambda t: 0.2 * 10 ** (-16 * np.exp(-(((t - place) / 0.04) ** 2)) / 20)
         assert len(found((0, 0.2, 1.8, 72, dip))) == 1
         assert len(found((0, 0.2, 1.8, 72, dip), rule=NoteRule(repeat=0.1))) == 2
+
+    def test_who_takes_over_has_begun(self):
+        """The tone before it was louder till then; after a rest, or from another instrument, it was not."""
+        first, second = found((0, 0.2, 0.6, 72, 0.2), (0, 0.63, 1.0, 74, 0.2))
+        assert second.onset == pytest.approx(0.63 - NoteRule().lead, abs=SPACING)
+        assert first.offset == pytest.approx(0.6, abs=SPACING)
+        for other in ((0, 0.75, 1.0, 74, 0.2), (1, 0.63, 1.0, 74, 0.2), (0, 0.75, 1.0, 72, 0.2)):
+            second = found((0, 0.2, 0.6, 72, 0.2), other)[-1]
+            assert second.onset == pytest.approx(other[1], abs=SPACING)
 
     def test_onset_of_a_window_that_looks_ahead(self):
         """The faint tones before the attack do not count."""

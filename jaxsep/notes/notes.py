@@ -59,6 +59,11 @@ class NoteRule:
         0.2, "shortest note before and after one at the same pitch that follows at once, in seconds.", least=0
     )
     rise: float = setting(20.0, "how far below the level that a note soon reaches it begins, in dB.", least=0)
+    lead: float = setting(
+        0.025,
+        "how long before its first tone a note begins that takes over from another, in seconds.",
+        least=0,
+    )
     false_start: float = setting(
         0.15, "longest beginning of a note that may be found an octave off, in seconds.", least=0
     )
@@ -91,6 +96,8 @@ def find_notes(
     5. A beginning of at most `false_start` that is an octave off belongs to the longer note that follows it
        at once: the attack of many instruments resembles their other octaves.
     6. Notes shorter than `min_length` are left out.
+    7. Who plays one tone at a time is found with the next only when it outweighs what rings of the one
+       before: a note begins `lead` earlier where another ends at most `max_gap` before or after its begin.
 
     Arguments:
         tones: `[frames, tones]`, fundamentals in Hz, as in `Separation`.
@@ -120,7 +127,8 @@ def find_notes(
         for track in _tracks(heard, pitch, level, rule, spacing):
             parts += _struck(track, times, number, rule, spacing)
         parts.sort(key=lambda note: note.onset)
-        notes += [n for n in _octaves_joined(parts, rule) if n.offset - n.onset >= rule.min_length]
+        joined = [n for n in _octaves_joined(parts, rule) if n.offset - n.onset >= rule.min_length]
+        notes += _taking_over(joined, rule)
     return sorted(notes, key=lambda note: (note.onset, note.instrument, note.pitch))
 
 
@@ -263,6 +271,17 @@ def _octaves_joined(notes, rule):
                 break
         joined.append(note)
     return joined
+
+
+def _taking_over(notes, rule):
+    """Notes of an instrument by onset, of which those that take over from another begin earlier."""
+    moved = []
+    for place, note in enumerate(notes):
+        others = [other for other in notes[:place] if abs(other.pitch - note.pitch) > rule.max_step]
+        takes_over = any(abs(other.offset - note.onset) <= rule.max_gap for other in others)
+        onset = max(0.0, note.onset - rule.lead) if takes_over else note.onset
+        moved.append(dataclasses.replace(note, onset=onset))
+    return moved
 
 
 def _count(seconds, spacing):
