@@ -18,7 +18,8 @@ from jaxsep.notes.notes import to_midi
 from jaxsep.notes.score import Rest, Score, plain_note
 from jaxsep.results.read import read_earlier
 from jaxsep.results.write import write_results
-from jaxsep.search import again, hypotheses
+from jaxsep.search import hypotheses
+from jaxsep.search.streams import Streams
 from jaxsep.separation import separate as separation_module
 from jaxsep.separation.found import Earlier, notes_of
 from jaxsep.separation.separate import separate
@@ -86,13 +87,13 @@ class TestSeparation:
         frame = np.flatnonzero(~touched)[-5]
         given = []
 
-        def followed(objective, spectra, tones, *rest):
+        def followed(streams, tones, *rest):
             given.append(rest[-1].sure(tones).any())  # the notes that are known
             number = np.array(tones.instrument)
             number[frame] = 1 - number[frame]
             return eqx.tree_at(lambda t: t.instrument, tones, number)
 
-        monkeypatch.setattr(again, "follow", followed)
+        monkeypatch.setattr(Streams, "follow", followed)
         known = {"notes_are": "held", "earlier": before(), "settings": QUICK, "key": KEY}
         found = separate(mixture(), RATE, notes=listed(wrong=False), **known)
         changed = found.confidence != before().confidence

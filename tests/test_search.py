@@ -20,7 +20,7 @@ from jaxsep.search.alternation import OWNED, Alternation
 from jaxsep.search.frames import Frames, State, mean_energy
 from jaxsep.search.hypotheses import deepen, double_moves, explore, propagate, reselect
 from jaxsep.search.moves import arrange, exchanged, from_neighbours, ringing, without
-from jaxsep.search.streams import margins
+from jaxsep.search.streams import Streams
 from jaxsep.search.voices import VoiceModel
 from jaxsep.tones.dictionary import Dictionary
 from jaxsep.tones.tones import Tones
@@ -298,9 +298,8 @@ def test_alternation_finds_the_notes_and_improves_the_dictionary():
 
 def test_no_frame_is_surer_than_who_plays_in_it():
     result = alternated()[0]
-    most = OWNED * margins(
-        PURSUIT.objective, song()[1], result.tones, result.dictionary, PURSUIT.polyphony(2), SPACING
-    )
+    streams = Streams(PURSUIT.objective, song()[1], PURSUIT.polyphony(2), SPACING)
+    most = OWNED * streams.margins(result.tones, result.dictionary)
     assert np.all(result.confidence <= most + 1e-4)
     assert np.any(np.isfinite(most) & (result.confidence > most - 1e-4))
 

@@ -13,7 +13,7 @@ from jaxsep.notes.score import Score, plain_note
 from jaxsep.pursuit.loss import LiftedLoss
 from jaxsep.search.known import known_tones
 from jaxsep.search.lines import Lines, Streaming
-from jaxsep.search.streams import follow, margins, stream
+from jaxsep.search.streams import Streams
 from jaxsep.search.tracks import find_tracks, sounds_of
 from jaxsep.tones.dictionary import Dictionary
 
@@ -37,7 +37,8 @@ def lines(*voices):
 
 
 def streamed(tones, spectra, polyphony=(1, 1), dictionary=INSTRUMENTS, **costs):
-    return stream(OBJECTIVE, spectra, tones, dictionary, polyphony, SPACING, Streaming(**costs)).tones
+    streams = Streams(OBJECTIVE, spectra, polyphony, SPACING, Streaming(**costs))
+    return streams.stream(tones, dictionary).tones
 
 
 def together(tones, found):
@@ -235,8 +236,8 @@ class TestFollow:
         sure = known.sure(eqx.tree_at(lambda t: t.instrument, tones, 0 * tones.instrument))
         corrected = eqx.tree_at(lambda t: t.instrument, found, np.where(sure, 0, found.instrument))
         alike = Dictionary(INSTRUMENTS.harmonics[jnp.zeros(2, int)])
-        parts = OBJECTIVE, spectra, corrected, found, alike, (1, 1), SPACING, known
-        return tones, found, follow(*parts)
+        streams = Streams(OBJECTIVE, spectra, (1, 1), SPACING)
+        return tones, found, streams.follow(corrected, found, alike, known)
 
     @pytest.mark.parametrize("numbers", [(0,), (1,), (0, 3)])
     def test_a_line_follows_some_of_its_notes(self, numbers):
@@ -283,7 +284,7 @@ class TestMargins:
             owner = np.broadcast_to(np.arange(2, dtype=np.int32), tones.active.shape)
             tones = eqx.tree_at(lambda t: t.instrument, tones, owner)
             alike = Dictionary(INSTRUMENTS.harmonics[jnp.array([0, second])])
-            sure.append(margins(OBJECTIVE, spectra, tones, alike, (1, 1), SPACING))
+            sure.append(Streams(OBJECTIVE, spectra, (1, 1), SPACING).margins(tones, alike))
         used = np.any(tones.active, axis=1)
         assert np.all(sure[1][used] > sure[0][used])
         assert np.all(np.isinf(sure[0][~used]))
@@ -292,8 +293,8 @@ class TestMargins:
     def test_what_is_known_is_sure(self):
         follow = TestFollow()
         tones, spectra = follow.played()
-        parts = OBJECTIVE, spectra, tones, INSTRUMENTS, (1, 1), SPACING
-        open_, told = margins(*parts), margins(*parts, follow.known(spectra, 0, 1, 2, 3))
+        streams, known = Streams(OBJECTIVE, spectra, (1, 1), SPACING), follow.known(spectra, 0, 1, 2, 3)
+        open_, told = (streams.margins(tones, INSTRUMENTS, notes) for notes in (None, known))
         later = (np.arange(len(spectra)) >= (follow.HALF + follow.REST) * LENGTH) & np.any(
             tones.active, axis=1
         )
@@ -301,7 +302,8 @@ class TestMargins:
 
     def test_one_instrument_has_all(self):
         tones, spectra = lines(([0, 2], 0))
-        assert np.all(np.isinf(margins(OBJECTIVE, spectra, tones, INSTRUMENTS, (1,), SPACING)))
+        streams = Streams(OBJECTIVE, spectra, (1,), SPACING)
+        assert np.all(np.isinf(streams.margins(tones, INSTRUMENTS)))
 
 
 @pytest.mark.parametrize("number", [1, 2, 3])

@@ -18,7 +18,7 @@ from jaxsep.search.given import fitted, refitted
 from jaxsep.search.hypotheses import LEAST_SCALE, Exploration, explore, moves
 from jaxsep.search.known import Known
 from jaxsep.search.moves import arrange, from_neighbours, ringing, without
-from jaxsep.search.streams import follow, margins
+from jaxsep.search.streams import Streams
 from jaxsep.search.voices import VoiceModel, best_path
 from jaxsep.tones.dictionary import Dictionary
 from jaxsep.tones.tones import Tones
@@ -33,8 +33,8 @@ class SearchAgain(eqx.Module):
     """Minimises the cost C of `VoiceModel` where it is touched, from what was found before.
 
     1. Where it is touched, the listed notes take the place of what was found. Who plays what elsewhere
-       follows from those that are known (`follow`), and is touched, too. All frames together teach the
-       dictionary, as they do after each of the rounds.
+       follows from those that are known (`Streams.follow`), and is touched, too. All frames together teach
+       the dictionary, as they do after each of the rounds.
     2. Rounds as those with all frames of `Alternation`, in which only touched frames are offered others.
     3. Its last round, likewise: notes may ring on.
 
@@ -94,11 +94,12 @@ class SearchAgain(eqx.Module):
         number = dictionary.num_instruments
         most = model.polyphony(number)
         more = tuple(one + 1 for one in most)
+        streams = Streams(model.objective, dry, most, spacing)
         bound = (lambda tones: tones) if known is None else known.bind
         before = arrange(tones, number, more)
         now = _where(touched, arrange(begin.sounding(max(more)), number, more), before)
         if known is not None:
-            followed = follow(model.objective, dry, now, tones, dictionary, most, spacing, known)
+            followed = streams.follow(now, tones, dictionary, known)
             touched = touched | np.any((followed.instrument != now.instrument) & now.active, axis=1)
             now = followed
         now = arrange(now, number, most)
@@ -129,8 +130,8 @@ class SearchAgain(eqx.Module):
         if self.timbre:
             few, some = jax.tree.map(lambda x: x[:: self.stride], (spectra, found.tones))
             dictionary = fit_timbre(model.objective, few, some, dictionary)
-        among = model.objective, dry, found.tones, dictionary, most, spacing, known
-        sure = np.minimum(searched.confidence, OWNED * margins(*among)).astype(np.float32)
+        margins = streams.margins(found.tones, dictionary, known)
+        sure = np.minimum(searched.confidence, OWNED * margins).astype(np.float32)
         sure = np.where(touched, sure, confidence)
         return SearchResult(found.tones, found.loss, dictionary, tuple(trace), sure, voices)
 

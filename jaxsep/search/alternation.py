@@ -14,7 +14,7 @@ from jaxsep.pursuit.refinement import ToneFit
 from jaxsep.search.frames import Finder, Frames, State, mean_energy
 from jaxsep.search.hypotheses import LEAST_SCALE
 from jaxsep.search.known import Known
-from jaxsep.search.streams import margins
+from jaxsep.search.streams import Streams
 from jaxsep.search.voices import VoiceModel, Voices
 from jaxsep.tones.dictionary import NUM_HARMONICS, Dictionary
 from jaxsep.tones.tones import Tones
@@ -24,7 +24,7 @@ __all__ = ["OWNED", "Alternation", "SearchResult"]
 #: What part of the cost a second search must come to: two that come to the same do so by chance.
 _LESS = 0.98
 
-#: What the costs of `stream` count, beside those of a frame, where it tells how sure it is who plays what
+#: What the costs of `Streams` count, beside those of a frame, where it tells how sure it is who plays what
 #: (chosen so that the most doubtful notes, by length and loudness, are wrong ones; flat within a factor 2).
 OWNED = 0.5
 
@@ -37,7 +37,7 @@ class SearchResult(eqx.Module):
     - `cost_trace`: the mean cost C of a frame after every round, also those of a second search that is not
       kept; it is stricter in a round with all frames, and laxer in the last.
     - `confidence`: of every frame, as in `Exploration`, and lower where a track that sounds there could go to
-      another instrument (`margins`); NaN where explanations were not compared.
+      another instrument (`Streams.margins`); NaN where explanations were not compared.
     - `voices`: the costs of the recording; None where explanations were not compared.
     """
 
@@ -54,7 +54,7 @@ class Alternation(eqx.Module):
 
     1. There is a start with a single sound for all instruments, whose harmonics fall as 1/h, and one with
        each dictionary that is given: the tones found in each frame alone and offered to its neighbours. Their
-       tracks go to the instruments by `stream`, and the dictionary is fitted to them.
+       tracks go to the instruments by `Streams`, and the dictionary is fitted to them.
     2. Rounds with every `stride`-th frame. In a round every frame is offered other explanations (its
        neighbours' tones, instruments exchanged, tones left out or chosen anew, also after an exchange), and
        the cheapest path through all of them is taken. The dictionary is fitted to its tones, with harmonics
@@ -182,8 +182,9 @@ class Alternation(eqx.Module):
             dictionary = fit_timbre(model.objective, spectra, found.tones, dictionary)
         # In the last round nothing is offered but other edges.
         confidence = rung.confidence if state.confidence is None else state.confidence
-        among = model.objective, dry, found.tones, dictionary, model.polyphony(number), spacing, known
-        confidence = np.minimum(confidence, OWNED * margins(*among)).astype(np.float32)
+        owned = Streams(model.objective, dry, model.polyphony(number), spacing)
+        margins = owned.margins(found.tones, dictionary, known)
+        confidence = np.minimum(confidence, OWNED * margins).astype(np.float32)
         return SearchResult(found.tones, found.loss, dictionary, tuple(trace), confidence, voices)
 
     def _roughly(self, few, starts, trace):

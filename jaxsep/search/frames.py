@@ -17,7 +17,7 @@ from jaxsep.pursuit.refinement import ToneFit
 from jaxsep.search.hypotheses import Exploration, double_moves, explore, moves, propagate
 from jaxsep.search.known import Known
 from jaxsep.search.moves import arrange, from_neighbours, ringing, without
-from jaxsep.search.streams import Streamed, stream
+from jaxsep.search.streams import Streamed, Streams
 from jaxsep.search.voices import VoiceModel, Voices, best_path
 from jaxsep.tones.dictionary import Dictionary
 from jaxsep.tones.tones import Tones
@@ -31,7 +31,7 @@ Finder = Callable[[ToneFit, np.ndarray, Array, Callable[[], None]], Hypotheses]
 #: Distances, in frames, over which notes may ring on in the last round.
 RINGING = (1, 2, 4, 8, 16, 32)
 
-#: What a track costs by `stream`, beside a frame by C, where two states are compared.
+#: What a track costs by `Streams`, beside a frame by C, where two states are compared.
 _LINES = 0.25
 
 #: Costs in the last round: the notes are known, and only their edges are sought.
@@ -104,8 +104,8 @@ class Frames(eqx.Module):
         polyphony = self.model.polyphony(number or dictionary.num_instruments)
         if self.begin is not None or self.known is not None:
             return Streamed(tones, 0.0, 0.0)  # who plays what is known
-        parts = self.model.objective, self.spectra, tones, dictionary, polyphony, self.spacing
-        streamed = stream(*parts)
+        streams = Streams(self.model.objective, self.spectra, polyphony, self.spacing)
+        streamed = streams.stream(tones, dictionary)
         return streamed._replace(tones=arrange(streamed.tones, len(polyphony), polyphony))
 
     def learned(self, tones: Tones, dictionary: Dictionary) -> State:

@@ -21,7 +21,7 @@ from jaxsep.search.tracks import find_tracks, sounds_of
 from jaxsep.tones.dictionary import Dictionary
 from jaxsep.tones.tones import Tones
 
-__all__ = ["Streamed", "follow", "margins", "stream"]
+__all__ = ["Streamed", "Streams"]
 
 #: What it costs to move a track that is not known: else all might change places but the corrected one.
 _MOVING = 0.1
@@ -43,130 +43,123 @@ class Streamed(NamedTuple):
     after: float
 
 
-def stream(
-    objective: LiftedLoss,
-    spectra: Float[np.ndarray, "frames bins"],
-    tones: Tones,
-    dictionary: Dictionary,
-    polyphony: Sequence[int],
-    spacing: float,
-    costs: Streaming = Streaming(),
-) -> Streamed:
-    """The same tones, each track given to the instrument whose line and sound it belongs to.
+class Streams(NamedTuple):
+    """What tells who plays what in a recording.
 
     Arguments:
         objective: the lifted loss and its axis.
         spectra: log-frequency magnitudes, peak about 1.
-        tones: `[frames, slots]`.
-        dictionary: with which they were refined; it may have fewer instruments than are asked for.
         polyphony: how many notes each instrument may play at a time, to which the tracks go; who plays one
             has a line, who plays more chords.
         spacing: of the frames, in seconds.
         costs: of an assignment.
-
-    Example:
-        >>> shape = (40, 2)  # [frames, tones]: two steady lines
-        >>> place = jnp.broadcast_to(jnp.array([300.0, 450.0]), shape)
-        >>> tones = jaxsep.Tones.plain(jnp.ones(shape), place, jnp.zeros(shape, int))
-        >>> frame = lambda tones: jaxsep.render(tones, jnp.ones((2, 1)), jaxsep.LogAxis())
-        >>> spectra = np.asarray(jax.vmap(frame)(tones))
-        >>> one = jaxsep.Dictionary(jnp.ones((1, 1)))
-        >>> found = stream(jaxsep.LiftedLoss(), spectra, tones, one, (1, 1), 0.01)
-        >>> sorted(found.tones.instrument[0].tolist())
-        [0, 1]
     """
-    tones = jax.tree.map(np.asarray, tones)
-    tracks = find_tracks(tones, objective.axis, spacing)
-    if not tracks.begin.size or len(polyphony) == 1:
-        return Streamed(tones, 0.0, 0.0)
-    lines = Lines(tracks, *sounds_of(tracks, objective, spectra, tones, dictionary), polyphony, costs)
-    starts = [*lines.by_pitch(), lines.plain(), *lines.by_sound()]
-    before = np.inf
-    if dictionary.num_instruments == len(polyphony):
-        starts.append(tracks.owner)
-        before = lines.judge(tracks.owner)[0]
-    after, owner = lines.search(starts)
-    if after >= before:
-        after, owner = before, tracks.owner
-    return Streamed(_given(tones, tracks, owner), before / tracks.begin.size, after / tracks.begin.size)
 
+    objective: LiftedLoss
+    spectra: Float[np.ndarray, "frames bins"]
+    polyphony: Sequence[int]
+    spacing: float
+    costs: Streaming = Streaming()
 
-def follow(
-    objective: LiftedLoss,
-    spectra: Float[np.ndarray, "frames bins"],
-    tones: Tones,
-    before: Tones,
-    dictionary: Dictionary,
-    polyphony: Sequence[int],
-    spacing: float,
-    known: Known,
-    costs: Streaming = Streaming(),
-) -> Tones:
-    """The tones after who plays some of them was corrected: the rest of a line that was torn follows.
+    def stream(self, tones: Tones, dictionary: Dictionary) -> Streamed:
+        """The same tones, each track given to the instrument whose line and sound it belongs to.
 
-    Whoever plays a track otherwise if the notes that are known stay where they are, than if nothing was
-    known, does so because of them. All other tracks stay.
+        Arguments:
+            tones: `[frames, slots]`.
+            dictionary: with which they were refined; it may have fewer instruments than are asked for.
 
-    Arguments:
-        objective, spectra, dictionary, polyphony, spacing, costs: as for `stream`.
-        tones: `[frames, slots]`, corrected.
-        before: as they were found.
-        known: the notes that are known.
-    """
-    tones = jax.tree.map(np.asarray, tones)
-    tracks = find_tracks(tones, objective.axis, spacing)
-    if not tracks.begin.size or len(polyphony) == 1:
-        return tones
-    half = objective.axis.bins_per_neper * np.log(2) / 24
-    owners = np.where(tracks.label >= 0, _nearest(tones, before, half), 0)
-    found = np.array([np.bincount(each).argmax() for each in _of_tracks(tracks, owners)])
-    among = tracks, *sounds_of(tracks, objective, spectra, tones, dictionary), polyphony, costs
-    moving = _MOVING * (found[:, None] != np.arange(len(polyphony)))
-    free, told = Lines(*among, moving), Lines(*among, moving + _barred(tones, tracks, known, len(polyphony)))
-    without, bound = free.search([found])[1], told.search([found])[1]
-    owner = np.where(bound != without, bound, tracks.owner)
-    if told.judge(owner)[0] >= told.judge(tracks.owner)[0]:
-        return tones
-    return _given(tones, tracks, owner)
+        Example:
+            >>> shape = (40, 2)  # [frames, tones]: two steady lines
+            >>> place = jnp.broadcast_to(jnp.array([300.0, 450.0]), shape)
+            >>> tones = jaxsep.Tones.plain(jnp.ones(shape), place, jnp.zeros(shape, int))
+            >>> frame = lambda tones: jaxsep.render(tones, jnp.ones((2, 1)), jaxsep.LogAxis())
+            >>> spectra = np.asarray(jax.vmap(frame)(tones))
+            >>> streams = Streams(jaxsep.LiftedLoss(), spectra, (1, 1), 0.01)
+            >>> found = streams.stream(tones, jaxsep.Dictionary(jnp.ones((1, 1))))
+            >>> sorted(found.tones.instrument[0].tolist())
+            [0, 1]
+        """
+        tones, tracks = self._tracks(tones)
+        if tracks is None:
+            return Streamed(tones, 0.0, 0.0)
+        lines = Lines(*self._heard(tracks, tones, dictionary))
+        starts = [*lines.by_pitch(), lines.plain(), *lines.by_sound()]
+        before = np.inf
+        if dictionary.num_instruments == len(self.polyphony):
+            starts.append(tracks.owner)
+            before = lines.judge(tracks.owner)[0]
+        after, owner = lines.search(starts)
+        if after >= before:
+            after, owner = before, tracks.owner
+        return Streamed(_given(tones, tracks, owner), before / tracks.begin.size, after / tracks.begin.size)
 
+    def follow(self, tones: Tones, before: Tones, dictionary: Dictionary, known: Known) -> Tones:
+        """The tones after who plays some of them was corrected: the rest of a line that was torn follows.
 
-def margins(
-    objective: LiftedLoss,
-    spectra: Float[np.ndarray, "frames bins"],
-    tones: Tones,
-    dictionary: Dictionary,
-    polyphony: Sequence[int],
-    spacing: float,
-    known: Known | None = None,
-    costs: Streaming = Streaming(),
-) -> Float[np.ndarray, " frames"]:
-    """What it costs more, at least, to give any track that sounds in a frame to another instrument.
+        Whoever plays a track otherwise if the notes that are known stay where they are, than if nothing was
+        known, does so because of them. All other tracks stay.
 
-    Arguments:
-        objective, spectra, tones, dictionary, polyphony, spacing, costs: as for `stream`.
-        known: notes whose instruments are known, if there are any.
+        Arguments:
+            tones: `[frames, slots]`, corrected.
+            before: as they were found.
+            dictionary: with which they were refined.
+            known: the notes that are known.
+        """
+        tones, tracks = self._tracks(tones)
+        if tracks is None:
+            return tones
+        half = self.objective.axis.bins_per_neper * np.log(2) / 24
+        owners = np.where(tracks.label >= 0, _nearest(tones, before, half), 0)
+        found = np.array([np.bincount(each).argmax() for each in _of_tracks(tracks, owners)])
+        among = self._heard(tracks, tones, dictionary)
+        moving = _MOVING * (found[:, None] != np.arange(len(self.polyphony)))
+        free, told = Lines(*among, moving), Lines(*among, moving + self._barred(tones, tracks, known))
+        without, bound = free.search([found])[1], told.search([found])[1]
+        owner = np.where(bound != without, bound, tracks.owner)
+        if told.judge(owner)[0] >= told.judge(tracks.owner)[0]:
+            return tones
+        return _given(tones, tracks, owner)
 
-    Returns: at least 0, infinite where nothing sounds or nobody else may have what sounds.
-    """
-    tones = jax.tree.map(np.asarray, tones)
-    tracks = find_tracks(tones, objective.axis, spacing)
-    if not tracks.begin.size or len(polyphony) == 1:
-        return np.full(tracks.label.shape[0], np.inf)
-    sounds = sounds_of(tracks, objective, spectra, tones, dictionary)
-    barred = None if known is None else _barred(tones, tracks, known, len(polyphony))
-    gaps = Lines(tracks, *sounds, polyphony, costs, barred).gaps(tracks.owner)
-    return np.min(np.where(tracks.label >= 0, gaps[np.maximum(tracks.label, 0)], np.inf), axis=1)
+    def margins(
+        self, tones: Tones, dictionary: Dictionary, known: Known | None = None
+    ) -> Float[np.ndarray, " frames"]:
+        """What it costs more, at least, to give any track that sounds in a frame to another instrument.
+
+        Arguments:
+            tones: `[frames, slots]`.
+            dictionary: with which they were refined.
+            known: notes whose instruments are known, if there are any.
+
+        Returns: at least 0, infinite where nothing sounds or nobody else may have what sounds.
+        """
+        tones, tracks = self._tracks(tones)
+        if tracks is None:
+            return np.full(len(self.spectra), np.inf)
+        barred = None if known is None else self._barred(tones, tracks, known)
+        gaps = Lines(*self._heard(tracks, tones, dictionary), barred).gaps(tracks.owner)
+        return np.min(np.where(tracks.label >= 0, gaps[np.maximum(tracks.label, 0)], np.inf), axis=1)
+
+    def _tracks(self, tones):
+        """The tones on the host, and their tracks; None if there is nothing to decide."""
+        tones = jax.tree.map(np.asarray, tones)
+        tracks = find_tracks(tones, self.objective.axis, self.spacing)
+        return tones, tracks if tracks.begin.size and len(self.polyphony) > 1 else None
+
+    def _heard(self, tracks, tones, dictionary):
+        """What `Lines` needs to know."""
+        sounds = sounds_of(tracks, self.objective, self.spectra, tones, dictionary)
+        return tracks, *sounds, self.polyphony, self.costs
+
+    def _barred(self, tones, tracks, known):
+        """Costs by which known tracks stay where they are."""
+        sure = np.array([each.mean() > _CERTAIN for each in _of_tracks(tracks, known.sure(tones))])
+        others = tracks.owner[:, None] != np.arange(len(self.polyphony))
+        return np.where(sure[:, None] & others, np.inf, 0.0)
 
 
 def _of_tracks(tracks, each):
     """What the tones of each track have."""
     return [each[tracks.label == number] for number in range(tracks.begin.size)]
-
-
-def _barred(tones, tracks, known, number):
-    """Costs by which known tracks stay where they are."""
-    sure = np.array([each.mean() > _CERTAIN for each in _of_tracks(tracks, known.sure(tones))])
-    return np.where(sure[:, None] & (tracks.owner[:, None] != np.arange(number)), np.inf, 0.0)
 
 
 def _given(tones, tracks, owner):
