@@ -275,10 +275,11 @@ def _octaves_joined(notes, rule):
 
 def _taking_over(notes, rule):
     """Notes of an instrument by onset, of which those that take over from another begin earlier."""
+    offset, pitch = np.array([(note.offset, note.pitch) for note in notes]).reshape(-1, 2).T
     moved = []
     for place, note in enumerate(notes):
-        others = [other for other in notes[:place] if abs(other.pitch - note.pitch) > rule.max_step]
-        takes_over = any(abs(other.offset - note.onset) <= rule.max_gap for other in others)
+        ends_here = np.abs(offset[:place] - note.onset) <= rule.max_gap
+        takes_over = np.any(ends_here & (np.abs(pitch[:place] - note.pitch) > rule.max_step))
         onset = max(0.0, note.onset - rule.lead) if takes_over else note.onset
         moved.append(dataclasses.replace(note, onset=onset))
     return moved
