@@ -101,11 +101,11 @@ class TestRule:
         assert len(found(*long, rule=rule)) == 2
 
     def test_struck_again(self):
-        dip = lambda depth: lambda t: 0.2 * 10 ** (-depth * np.exp(-(((t - 1.0) / 0.04) ** 2)) / 20)
+        dip = lambda depth: lambda t: 0.2 * 10 ** (-depth * np.exp(-(((t - 1.0) / 0.08) ** 2)) / 20)
         assert len(found((0, 0.2, 1.8, 72, dip(4)))) == 1
         first, second = found((0, 0.2, 1.8, 72, dip(16)))
-        # Half as long after it fell by 3 dB as the dip lasts from there.
-        fall = 0.04 * np.sqrt(np.log(16 / 3))
+        # Midway between where it has fallen by 3 dB and where it is lowest.
+        fall = 0.08 * np.sqrt(np.log(16 / 3))
         assert second.onset == pytest.approx(1.0 - fall / 2, abs=SPACING)
         assert first.offset == pytest.approx(1.0, abs=SPACING)
 
