@@ -202,6 +202,7 @@ def start_jax(backend: Backend) -> ModuleType:
         with suppress(OSError):
             folder.mkdir(parents=True, exist_ok=True)
             jax.config.update("jax_compilation_cache_dir", str(folder))
+            # Small ones, too: there are some fifty, and together they take seconds.
             jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     from jaxsep.cli import compute
 

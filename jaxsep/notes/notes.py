@@ -90,7 +90,7 @@ def find_notes(
        the frames between glide. Louder tones choose first.
     3. Where the level falls and rises again by at least `dip` within `dip_time`, to at most `echo` below what
        it was, the note is struck again: it ends at the lowest level, and the next has begun midway between
-       there and where the level was 3 dB lower. Both last at least `repeat`.
+       there and where the level had fallen by 3 dB. Both last at least `repeat`.
     4. A note begins where its level comes within `rise` of what it reaches in its first tenth of a second: a
        window that looks ahead finds a faint tone too early.
     5. A beginning of at most `false_start` that is an octave off belongs to the longer note that follows it
