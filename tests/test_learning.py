@@ -171,7 +171,7 @@ def test_an_instrument_without_every_second_or_third_harmonic_is_raised(dtype):
 
 
 def test_instruments_with_a_fundamental_of_their_own_stay(dtype):
-    hollow, weak = [1.0, 0.0, 0.3, 0.0, 0.2, 0.0], [0.1, 1.0, 0.1, 0.5, 0.1, 0.2]
+    hollow, weak = [1.0, 0.0, 0.3, 0.0, 0.2, 0.0], [0.2, 1.0, 0.1, 0.5, 0.1, 0.2]
     rows = jnp.asarray([hollow, weak, [0.0] * 6, [1.0] + [0.0] * 5], dtype)
     actual, factor = raise_octaves(rows)
     np.testing.assert_array_equal(actual, rows)

@@ -9,8 +9,8 @@ from jaxtyping import Array, Float, Int
 
 __all__ = ["raise_octaves"]
 
-#: Part of an instrument's energy up to which the harmonics between the multiples of one are rounding.
-_NOTHING = 0.01
+#: Part of an instrument's energy up to which the harmonics between the multiples of one are another's.
+_NOTHING = 0.04
 
 
 @jax.jit

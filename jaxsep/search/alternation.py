@@ -12,8 +12,8 @@ from jaxsep.learning.fit import fit_timbre
 from jaxsep.pursuit.recording import pursue
 from jaxsep.pursuit.refinement import ToneFit
 from jaxsep.search.frames import Finder, Frames, State, mean_energy
-from jaxsep.search.hypotheses import LEAST_SCALE
 from jaxsep.search.known import Known
+from jaxsep.search.split_merge import split_and_merge
 from jaxsep.search.streams import Streams
 from jaxsep.search.voices import VoiceModel, Voices
 from jaxsep.tones.dictionary import NUM_HARMONICS, Dictionary
@@ -21,8 +21,11 @@ from jaxsep.tones.tones import Tones
 
 __all__ = ["OWNED", "Alternation", "SearchResult"]
 
-#: What part of the cost a second search must come to: two that come to the same do so by chance.
-_LESS = 0.98
+#: What a split and a merge may cost after a round, relative to before, where it is worth another search.
+_NEAR = 1.05
+
+#: How many searches follow at most, and what part of the cost one must come to that the next one follows.
+_SEARCHES, _LESS = 2, 0.97
 
 #: What the costs of `Streams` count, beside those of a frame, where it tells how sure it is who plays what
 #: (chosen so that the most doubtful notes, by length and loudness, are wrong ones; flat within a factor 2).
@@ -34,8 +37,8 @@ class SearchResult(eqx.Module):
 
     - `tones`, `loss`: of every frame, `[frames, slots]`.
     - `dictionary`: of the instruments.
-    - `cost_trace`: the mean cost C of a frame after every round, also those of a second search that is not
-      kept; it is stricter in a round with all frames, and laxer in the last.
+    - `cost_trace`: the mean cost C of a frame after every round, also those of a search that is not kept; it
+      is relative to what is unexplained, stricter in a round with all frames, and laxer in the last.
     - `confidence`: of every frame, as in `Exploration`, and lower where a track that sounds there could go to
       another instrument (`Streams.margins`); NaN where explanations were not compared.
     - `voices`: the costs of the recording; None where explanations were not compared.
@@ -56,16 +59,18 @@ class Alternation(eqx.Module):
        each dictionary that is given: the tones found in each frame alone and offered to its neighbours. Their
        tracks go to the instruments by `Streams`, and the dictionary is fitted to them.
     2. Rounds with every `stride`-th frame. In a round every frame is offered other explanations (its
-       neighbours' tones, instruments exchanged, tones left out or chosen anew, also after an exchange), and
-       the cheapest path through all of them is taken. The dictionary is fitted to its tones, with harmonics
-       that may change smoothly with the pitch, once as they are and once with their tracks given to the
-       instruments anew; what costs less, lines included, stays. After each round the worse half of the starts
-       is dropped.
-    3. A round with all frames, in which a tone must be worth a part of what sounds: what fills rests goes.
+       neighbours' tones, instruments exchanged, tones left out or chosen anew, in the first round also after
+       an exchange), and the cheapest path through all of them is taken. The dictionary is fitted to its
+       tones, with harmonics that may change smoothly with the pitch, once as they are and once with their
+       tracks given to the instruments anew; what costs less, lines included, stays. After each round the
+       worse half of the starts is dropped.
+    3. Of three instruments and more: where two may play what one does, and one what two do, they are merged
+       and split (`split_and_merge`). What comes of it is worth a round, and if that comes near what there
+       was, step 2 again from the tones that are found in each frame alone with the new dictionary, and once
+       more if that has helped: who doubles another's octave was his harmonics, as long as nobody's were
+       known. What costs least stays.
+    4. A round with all frames, in which a tone must be worth a part of what sounds: what fills rests goes.
        Nothing is chosen anew after an exchange there: a room's reverberation would pass for octaves.
-    4. Of three instruments and more, steps 2 and 3 again from the tones that are found in each frame alone
-       with the dictionary as it is now: who doubles another's octave was his harmonics, as long as nobody's
-       were known. What costs less after step 2 stays.
     5. A last round, in which the dictionary stays and notes may ring on, also beside the next; to its tones
        the timbre is fitted once more. Each instrument has a slot more there than it plays tones at a time.
 
@@ -104,10 +109,10 @@ class Alternation(eqx.Module):
         for _ in range(self.rounds):
             steps += left
             left = _half(left)
-        return steps + (self.rounds + 2 if self._again(num_instruments) else 0)
+        return steps + (1 + _SEARCHES * (self.rounds + 1) if self._splits(num_instruments) else 0)
 
-    def _again(self, num_instruments):
-        """Whether all begins again with the dictionary that was learned."""
+    def _splits(self, num_instruments):
+        """Whether instruments may be taken for others."""
         return self.learn and self.rounds > 0 and num_instruments > 2
 
     def __call__(
@@ -165,15 +170,12 @@ class Alternation(eqx.Module):
             starts = [few.begun(start.tones, start.dictionary) for start in starts]
             if known is None and not (given and number == 1):
                 starts.append(few.one_sound(find, number, size))
-        scale = max(float(starts[0].found.loss.mean()) + noise, LEAST_SCALE)
-        few = eqx.tree_at(lambda frames: frames.scale, few, scale)
+        few = few.scaled(starts[0])
         rough = self._roughly(few, starts, trace)
+        if self._splits(number) and begin is None and known is None:
+            rough = self._regrouped(few.scaled(rough), rough, find, trace)
         # A given dictionary sounds from here on as it was learned.
         every, state = self._closely(every, rough, rough.dictionary if self.learn else given[0], trace)
-        if self._again(number) and begin is None and known is None:
-            other = self._roughly(few, [few.each_alone(find, state.dictionary)], trace)
-            if few.total(other) < _LESS * few.total(rough):
-                every, state = self._closely(every, other, other.dictionary, trace)
         last = eqx.tree_at(lambda frames: frames.spectra, every, spectra)
         rung, voices = last.ring(state)
         trace.append(rung.cost)
@@ -189,17 +191,35 @@ class Alternation(eqx.Module):
 
     def _roughly(self, few, starts, trace):
         """What is cheapest of several starts after the rounds with few frames."""
-        for _ in range(self.rounds):
-            ends = sorted((self._round(few, start, doubly=True) for start in starts), key=few.total)
+        for number in range(self.rounds):
+            # Hardly anything is exchanged and chosen anew after the first round.
+            ends = sorted((self._round(few, start, doubly=number == 0) for start in starts), key=few.total)
             starts = ends[: _half(len(ends))]
             trace.append(starts[0].cost)
         return starts[0]
 
+    def _regrouped(self, few, rough, find, trace):
+        """What is cheapest of a state and what comes of it after a split and a merge."""
+        rough = few.priced(rough)
+        other = split_and_merge(few, rough)
+        if other is None:
+            return rough
+        other = self._round(few, other, doubly=True)
+        trace.append(other.cost)
+        if few.total(other) > _NEAR * few.total(rough):
+            return rough
+        for _ in range(_SEARCHES):
+            other = self._roughly(few, [few.each_alone(find, other.dictionary)], trace)
+            enough = few.total(other) > _LESS * few.total(rough)
+            rough = min(rough, other, key=few.total)
+            if enough:
+                break
+        return rough
+
     def _closely(self, every, rough, dictionary, trace):
         """All frames, with the scale of their costs, and what a round that begins with few makes of them."""
         # What was wrong at first made the loss, and with it the costs, larger than they should be.
-        scale = max(float(rough.found.loss.mean()) + every.noise, LEAST_SCALE)
-        every = eqx.tree_at(lambda frames: frames.scale, every, scale)
+        every = every.scaled(rough)
         tones = _spread(rough.tones, self.stride, len(every.spectra))
         state = every.refitted(every.bound(tones), dictionary)
         if self.rounds:

@@ -14,7 +14,7 @@ from jaxsep.learning.fit import fit_dictionary, fit_timbre
 from jaxsep.learning.octaves import raise_octaves
 from jaxsep.pursuit.recording import Hypotheses, refit
 from jaxsep.pursuit.refinement import ToneFit
-from jaxsep.search.hypotheses import Exploration, double_moves, explore, moves, propagate
+from jaxsep.search.hypotheses import LEAST_SCALE, Exploration, double_moves, explore, moves, propagate
 from jaxsep.search.known import Known
 from jaxsep.search.moves import arrange, from_neighbours, ringing, without
 from jaxsep.search.streams import Streamed, Streams
@@ -146,6 +146,11 @@ class Frames(eqx.Module):
         slots = tones.capacity // dictionary.num_instruments
         return State(refit(self.model, self.spectra, dictionary, tones), dictionary).arranged(slots)
 
+    def scaled(self, state: State) -> "Frames":
+        """Where costs are relative to what a state leaves unexplained, noise included."""
+        scale = max(float(state.found.loss.mean()) + self.noise, LEAST_SCALE)
+        return eqx.tree_at(lambda frames: frames.scale, self, scale)
+
     def costs(self, state: State) -> Voices:
         voices = self.usual(state)
         return voices.strict() if self.strict else voices
@@ -163,7 +168,7 @@ class Frames(eqx.Module):
     def priced(self, state: State) -> State:
         alone = jax.tree.map(lambda x: x[:, None], state.found)
         path = best_path(self.costs(state), alone.tones, alone.loss)
-        return State(state.found, state.dictionary, path.cost / state.found.loss.size)
+        return dataclasses.replace(state, cost=path.cost / state.found.loss.size)
 
     def moves(self, state: State, doubly: bool) -> Iterator[Tones]:
         among = self.model, self.spectra, state.dictionary.harmonics, state.tones
