@@ -59,11 +59,11 @@ class Alternation(eqx.Module):
        each dictionary that is given: the tones found in each frame alone and offered to its neighbours. Their
        tracks go to the instruments by `Streams`, and the dictionary is fitted to them.
     2. Rounds with every `stride`-th frame. In a round every frame is offered other explanations (its
-       neighbours' tones, instruments exchanged, tones left out or chosen anew, in the first round also after
-       an exchange), and the cheapest path through all of them is taken. The dictionary is fitted to its
-       tones, with harmonics that may change smoothly with the pitch, once as they are and once with their
-       tracks given to the instruments anew; what costs less, lines included, stays. After each round the
-       worse half of the starts is dropped.
+       neighbours' tones, instruments exchanged, tones left out or chosen anew, also after an exchange), and
+       the cheapest path through all of them is taken. The dictionary is fitted to its tones, with harmonics
+       that may change smoothly with the pitch, once as they are and once with their tracks given to the
+       instruments anew; what costs less, lines included, stays. After each round the worse half of the starts
+       is dropped.
     3. Of three instruments and more: where two may play what one does, and one what two do, they are merged
        and split (`split_and_merge`). What comes of it is worth a round, and if that comes near what there
        was, step 2 again from the tones that are found in each frame alone with the new dictionary, and once
@@ -191,9 +191,8 @@ class Alternation(eqx.Module):
 
     def _roughly(self, few, starts, trace):
         """What is cheapest of several starts after the rounds with few frames."""
-        for number in range(self.rounds):
-            # Hardly anything is exchanged and chosen anew after the first round.
-            ends = sorted((self._round(few, start, doubly=number == 0) for start in starts), key=few.total)
+        for _ in range(self.rounds):
+            ends = sorted((self._round(few, start, doubly=True) for start in starts), key=few.total)
             starts = ends[: _half(len(ends))]
             trace.append(starts[0].cost)
         return starts[0]
