@@ -35,7 +35,7 @@ RINGING = (1, 2, 4, 8, 16, 32)
 _LINES = 0.25
 
 #: Costs in the last round: the notes are known, and only their edges are sought.
-EDGES = VoiceModel(register=0.0, crossing=0.0, change=0.05, sounding=0.0, ringing=0.1, handing=1.0)
+EDGES = VoiceModel(register=0.0, crossing=0.0, change=0.05, sounding=0.02, ringing=0.1, handing=1.0)
 
 
 class State(eqx.Module):
