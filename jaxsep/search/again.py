@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float
 from jaxsep.learning.fit import fit_timbre
 from jaxsep.pursuit.refinement import ToneFit
 from jaxsep.search.alternation import OWNED, SearchResult
+from jaxsep.search.faint import without_faint
 from jaxsep.search.frames import EDGES, RINGING, mean_energy
 from jaxsep.search.given import fitted, refitted
 from jaxsep.search.hypotheses import LEAST_SCALE, Exploration, explore, moves
@@ -127,6 +128,7 @@ class SearchAgain(eqx.Module):
         voices = costs(found)
         edges = dataclasses.replace(voices, model=jax.tree.map(jnp.float32, EDGES))
         found = explored(spectra, found, edges, _edges).found
+        found = without_faint(model, spectra, dictionary, found, known)
         if self.timbre:
             few, some = jax.tree.map(lambda x: x[:: self.stride], (spectra, found.tones))
             dictionary = fit_timbre(model.objective, few, some, dictionary)

@@ -11,6 +11,7 @@ from jaxtyping import Float
 from jaxsep.learning.fit import fit_timbre
 from jaxsep.pursuit.recording import pursue
 from jaxsep.pursuit.refinement import ToneFit
+from jaxsep.search.faint import without_faint
 from jaxsep.search.frames import Finder, Frames, State, mean_energy
 from jaxsep.search.known import Known
 from jaxsep.search.split_merge import split_and_merge
@@ -73,6 +74,7 @@ class Alternation(eqx.Module):
        Nothing is chosen anew after an exchange there: a room's reverberation would pass for octaves.
     5. A last round, in which the dictionary stays and notes may ring on, also beside the next; to its tones
        the timbre is fitted once more. Each instrument has a slot more there than it plays tones at a time.
+       Tones that nobody would hear go (`without_faint`).
 
     Until the last round what is explained is `dry`, the spectra without what only rings on.
 
@@ -179,7 +181,8 @@ class Alternation(eqx.Module):
         last = eqx.tree_at(lambda frames: frames.spectra, every, spectra)
         rung, voices = last.ring(state)
         trace.append(rung.cost)
-        found, dictionary = rung.found, state.dictionary
+        dictionary = state.dictionary
+        found = without_faint(model, spectra, dictionary, rung.found, known)
         if self.learn and dictionary.by_pitch is not None:
             dictionary = fit_timbre(model.objective, spectra, found.tones, dictionary)
         # In the last round nothing is offered but other edges.
