@@ -17,8 +17,9 @@ from jaxsep.audio import resample
 from jaxsep.metrics.bss_eval import sdr_sir_sar_gain
 from jaxsep.numerics import devices
 from jaxsep.progress import Progress
+from jaxsep.pursuit.recording import pursue
 from jaxsep.search import voices
-from jaxsep.separation import chunks
+from jaxsep.separation import chunks, stages
 from jaxsep.separation.chunks import ANALYSIS_RATE, instrument_spectra
 from jaxsep.separation.separate import separate
 from jaxsep.separation.settings import SeparationSettings
@@ -335,6 +336,23 @@ def test_a_recording_is_separated_blindly(corpus, tmp_path):
 
 class TracedError(Exception):
     """Raised where a program is traced."""
+
+
+def test_the_search_begins_with_the_program_that_was_compiled_beside_the_spectrogram(monkeypatch):
+    seen = []
+
+    def watched(model, spectra, harmonics, advance):
+        program = jax.tree.map(lambda x: (jnp.shape(x), jnp.asarray(x).dtype), (model, harmonics))
+        seen.append((jax.tree.structure(model), program, spectra.dtype, spectra.any()))
+        return pursue(model, spectra, harmonics, advance)
+
+    monkeypatch.setattr(stages, "pursue", watched)
+    settings = SeparationSettings(tones_per_instrument=(1, 2), rounds=0)
+    separate(mixture()[: RATE // 2], RATE, 2, settings=settings, key=KEY)
+    (*rehearsed, silence), (*used, sound) = seen
+    assert rehearsed == used
+    assert sound
+    assert not silence
 
 
 def test_another_recording_needs_no_other_program(monkeypatch):

@@ -17,6 +17,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from jaxsep.audio import Recording, resample
 from jaxsep.learning.names import assign_names, name_instruments
 from jaxsep.notes.score import Score
+from jaxsep.numerics.devices import parallel_map
 from jaxsep.progress import Progress, listener
 from jaxsep.search.voices import VoiceModel
 from jaxsep.separation.chunks import ANALYSIS_RATE, Spectra
@@ -121,7 +122,10 @@ def separate(
         num_frames = stages.stft.num_frames(part.analysed.shape[1])
         check_earlier(earlier, known, num_instruments, num_frames, settings, dictionary)
         earlier = earlier.quieter(level)
-    spectra = stages.spectra(part.analysed)
+    tasks = [functools.partial(stages.spectra, part.analysed)]
+    if settings.search == "full" and notes is None and earlier is None and dictionary is None:
+        tasks.append(functools.partial(stages.rehearse, num_instruments))
+    spectra, *_ = parallel_map(lambda task: task(), tasks)
     if align and known is not None:
         known = known._replace(score=stages.aligned(spectra, known.score).within(duration))
     survey = stages.survey(spectra, num_instruments, dictionary, voices, key, known, earlier)

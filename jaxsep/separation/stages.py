@@ -149,6 +149,16 @@ class Stages:
         with self.clock("spectrogram"), self.progress.stage("log-frequency spectrogram", total) as advance:
             return log_spectra(mono(samples), self.stft, self.axis, peaks, advance, self.lowest)
 
+    def rehearse(self, num_instruments: int) -> None:
+        """Compiles the program with which a search begins where nothing is known, on silence.
+
+        It takes the longest of all and needs nothing of a recording: beside the spectrogram it takes no time.
+        """
+        silence = np.zeros((1, self.axis.num_bins), np.float32)
+        each = polyphony_of(self.settings.tones_per_instrument, num_instruments)
+        model = dataclasses.replace(self._model(None), tones_per_instrument=sum(each))
+        self._finder(model, silence, Dictionary.one_sound().harmonics, lambda: None)
+
     def aligned(self, spectra: Spectra, score: Score) -> Score:
         """Notes at the times at which a whole recording plays them."""
         pitched = spectra.pitched
