@@ -80,6 +80,20 @@ def test_two_that_play_what_one_does_are_merged_and_one_that_plays_what_two_do_i
     assert np.all(np.sum(unit(rows) * unit(ROWS), axis=1) > 0.85)
 
 
+def test_nobody_plays_more_than_he_may():
+    most = 1, 2, 1
+    chords = dataclasses.replace(frames(), model=dataclasses.replace(PURSUIT, tones_per_instrument=most))
+    before = confused()
+    tones = arrange(before.tones, 3, most)
+    # The one that is split has two tones.
+    tones.active[:, 3], tones.amplitude[:, 3] = True, 0.05
+    tones.fundamental[:, 3] = tones.fundamental[:, 2] + 7 * SEMITONE
+    after = split_and_merge(chords, chords.refitted(tones, before.dictionary))
+    playing = after.tones.active.reshape(-1, 3, 2).sum(axis=2)
+    assert np.all(playing <= most)
+    assert np.all(playing.any(axis=0))
+
+
 def test_instruments_that_are_right_stay():
     above = tuple(np.array([7, 9, 14, 10, 17]) * SEMITONE)
     assert split_and_merge(frames(above), state(frames(above), notes(above), ROWS)) is None

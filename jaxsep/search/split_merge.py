@@ -96,6 +96,7 @@ def _split(frames, state, free, one, factor):
     for values in (tones.amplitude, tones.fundamental, tones.width, tones.inharmonicity, tones.active):
         values[:, higher] = values[:, lower]
     tones.fundamental[:, higher] += axis.bins_per_neper * math.log(factor)
+    tones = arrange(tones, len(rows), frames.model.tones_per_instrument)
     begun = frames.refitted(tones, Dictionary(jnp.asarray(rows)))
     return frames.learned(begun.tones, begun.dictionary)
 
