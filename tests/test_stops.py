@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from test_audio import contents
@@ -63,16 +64,21 @@ def stopped_at(step, work, *arguments):
             raise Stopped(signal.SIGINT)
         return trace
 
+    def run():
+        sys.settrace(trace)
+        try:
+            work(*arguments)
+        except Stopped:
+            discard_drafts()  # as the command line does
+            return True
+        finally:
+            sys.settrace(None)
+        return False
+
     files._naming = threading.RLock()  # stopped at the end of a `with`, nobody gives it back
-    sys.settrace(trace)
-    try:
-        work(*arguments)
-    except Stopped:
-        discard_drafts()  # as the command line does
-        return True
-    finally:
-        sys.settrace(None)
-    return False
+    # An exception that a `with` was about to swallow stays that of the thread, in which rich shows nothing.
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(run).result()
 
 
 def gone(*_):
