@@ -25,6 +25,16 @@ class Hypotheses(eqx.Module):
     tones: Tones
     loss: Float[np.ndarray, "*frames"]
 
+    def put(self, frames: Int[np.ndarray, " selected"], others: "Hypotheses") -> "Hypotheses":
+        """A copy with others in the place of some frames."""
+
+        def changed(old, new):
+            both = np.array(old)
+            both[frames] = new
+            return both
+
+        return jax.tree.map(changed, self, others)
+
 
 def pursue(
     pursuit: TonePursuit,

@@ -169,17 +169,11 @@ def _explored(model, spectra, found, dictionary, voices, offer, touched, known) 
         offers = (eqx.tree_at(lambda t: t.active, tones, tones.active & inside) for tones in offers)
         holds = None if known is None else known.holds
         done = explore(model, spectra[rows], dictionary, here, voices, offers, holds)
-        found = jax.tree.map(lambda old, new: _put(old, rows, new), found, done.found)
+        found = found.put(rows, done.found)
         confidence[rows] = done.confidence
     alone = jax.tree.map(lambda x: x[:, None], found)
     path = best_path(voices, alone.tones, alone.loss)
     return Exploration(found, path.cost / touched.size, confidence)
-
-
-def _put(old, rows, new):
-    changed = np.array(old)
-    changed[rows] = new
-    return changed
 
 
 def _where(touched, new, old):

@@ -48,11 +48,4 @@ def without_faint(
         return found
     loud = jax.tree.map(lambda x: x[rows], eqx.tree_at(lambda t: t.active, tones, tones.active & ~faint))
     fitted = refit(model, spectra, dictionary, loud, frames=rows)
-    fitted = Hypotheses(arrange(fitted.tones, number, tones.capacity // number), fitted.loss)
-
-    def put(old, new):
-        changed = np.array(old)
-        changed[rows] = new
-        return changed
-
-    return jax.tree.map(put, found, fitted)
+    return found.put(rows, Hypotheses(arrange(fitted.tones, number, tones.capacity // number), fitted.loss))

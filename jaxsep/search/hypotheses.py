@@ -251,13 +251,7 @@ def _pool(found, frames, refined):
 def improve(found: Hypotheses, frames: Int[np.ndarray, " selected"], refined: Hypotheses) -> Hypotheses:
     """Takes over the refined proposals that lower the loss of their frame."""
     better = refined.loss < (1 - _GAIN) * found.loss[frames]
-
-    def put(old, new):
-        new_all = old.copy()
-        new_all[frames[better]] = new[better]
-        return new_all
-
-    return jax.tree.map(put, found, refined)
+    return found.put(frames[better], jax.tree.map(lambda x: x[better], refined))
 
 
 def propagate(
