@@ -422,6 +422,24 @@ def test_tails_are_not_searched_for_notes(monkeypatch):
     assert sounds() > 0.8
 
 
+def test_a_tone_that_explains_next_to_nothing_goes_in_the_last_round(monkeypatch):
+    # A whisper of the second instrument, which is worth less than a tone costs there, and a loud first one.
+    notes = [(Note(0, 0.9, 150.3), Note(1, 1e-4, 150.1 + 9 * SEMITONE)) for _ in range(LENGTH)]
+    spectra = np.stack([render_notes(now) for now in notes]).astype(np.float32)
+    tones = arrange(pack_notes(notes, 2), 2, 1)
+    frames = Frames(PURSUIT, spectra, (1,), SPACING, VoiceModel(), 1.0, lambda: None)
+    state = frames.refitted(tones, INSTRUMENTS)
+    assert state.tones.active.all()
+
+    def playing():
+        tones = frames.ring(state)[0].found.tones
+        return [np.mean(np.any(tones.active & (tones.instrument == number), axis=1)) for number in (0, 1)]
+
+    assert playing() == [1, 0]
+    monkeypatch.setattr(search_frames, "EDGES", dataclasses.replace(search_frames.EDGES, sounding=0.0))
+    assert playing() == [1, 1]
+
+
 def test_an_instrument_learned_an_octave_too_low_is_raised():
     low = np.zeros(DICTIONARY.shape)
     low[:, 1::2] = DICTIONARY[:, :4]
