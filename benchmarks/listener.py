@@ -23,7 +23,11 @@ _SAME_PITCH = 0.5
 
 
 def corrected(
-    found: Sequence[Note], played: Sequence[Note], order: Sequence[Note], count: int, names: Sequence[str]
+    found: Sequence[Note],
+    played: Sequence[Note],
+    order: Sequence[Note],
+    count: int | None,
+    names: Sequence[str],
 ) -> Score:
     """The notes after so many corrections.
 
@@ -32,19 +36,22 @@ def corrected(
         played: what the instruments play, by the same numbers.
         order: the found notes in which the user looks at them; one that an earlier correction has replaced is
             passed over.
-        count: of corrections.
+        count: of corrections; None for all, after which what nobody has found is drawn as well.
         names: of the instruments.
 
     Returns: found notes that were not looked at, which are not held, the corrected ones, which are, and rests
     where a found note was deleted.
     """
     notes, rests = list(found), []
+    left = len(order) if count is None else count
     for note in order:
-        if count <= 0:
+        if left <= 0:
             break
         if any(note is other for other in notes):
             notes, more = _look_at(note, notes, played)
-            rests, count = rests + more, count - 1
+            rests, left = rests + more, left - 1
+    if count is None:
+        notes += [p for p in played if not any(_is(n, p) for n in notes)]
     return Score(notes, names, rests)
 
 

@@ -114,11 +114,17 @@ class TestSeparation:
         separate(mixture(), RATE, notes=listed(wrong=False), **known)
         assert len(tried) == 2  # a round, and the last one
         assert max(tried) < 0.75 * before().loss.size
-        tried.clear()
-        same = Score(notes_of(before()), score().names)
-        again = separate(mixture(), RATE, notes=same, **known)
-        assert tried == []
-        np.testing.assert_allclose(sdr(again), sdr(before()), atol=0.5)
+
+    @pytest.mark.parametrize("held", [False, True])
+    def test_what_is_right_stays_as_it_was(self, held):
+        """Marked so or not."""
+        right = [dataclasses.replace(note, held=held) for note in notes_of(after())]
+        known = {"notes_are": "held", "earlier": after(), "settings": QUICK, "key": KEY}
+        again = separate(mixture(), RATE, notes=Score(right, score().names), **known)
+        assert eqx.tree_equal(again.dictionary, after().dictionary)
+        np.testing.assert_array_equal(again.confidence, after().confidence)
+        np.testing.assert_allclose(sdr(again), sdr(after()), atol=0.1)
+        assert len(again.cost_trace) == 1
 
     @pytest.mark.parametrize(
         ("options", "message"),

@@ -376,6 +376,13 @@ class TestListener:
         assert held == {(0, 0.0, 1.0, 60), (0, 1.0, 2.0, 62)}
         assert others == []
 
+    def test_what_was_not_found_is_drawn_at_the_end(self):
+        found = [plain_note(0, 0.0, 1.0, 67)]
+        assert self.after(found)[0] == {(0, 0.0, 1.0, 60)}
+        held, others, _ = self.after(found, count=None)
+        assert held == {(0, 0.0, 1.0, 60), (0, 1.0, 2.0, 62), (1, 0.0, 3.0, 72)}
+        assert others == []
+
     def test_order(self):
         notes = [plain_note(0, n, n + 1, 60, -20.0) for n in range(3)]
         pairs = zip(notes, (3.0, 0.5, 1.5), strict=True)
@@ -393,7 +400,7 @@ def test_corrections_are_compared_with_chance():
     cells = lambda text: [[c.strip() for c in line.split("|")[1:-1]] for line in text.splitlines()[2:]]
     assert cells(corrections.gains(runs)) == [["1", "+2.00", "+1.00", "1"], ["2", "+3.00", "+1.50", "1"]]
     assert cells(corrections.table(runs))[0] == ["a", "doubt", "5.00", "7.00", "8.00", "10.00 (9)"]
-    assert corrections.counts(9) == [1, 2, 4, 9]
+    assert corrections.counts(9) == [1, 2, 4]
 
 
 @pytest.mark.slow

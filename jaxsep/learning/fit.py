@@ -22,7 +22,7 @@ __all__ = ["fit_dictionary", "fit_timbre"]
 #: A harmonic below this part of the tone's amplitude, -120 dB, is none.
 _LEAST = 1e-6
 
-#: Relative decrease of the loss below which the rows are at rest, and steps after which they stay.
+#: Promised relative decrease of the loss below which the rows are at rest, and steps after which they stay.
 _TOLERANCE, _MAX_STEPS = 1e-3, 12
 
 #: Marquardt's damping at first and at least, and its factors after a step that lowers the loss, and one that
@@ -166,15 +166,15 @@ def _fit(objective, spectra, tones, mixing, rows, ties, max_steps):
     for _ in range(max_steps):
         moved = np.maximum(roots + _step(roots, hessian, gradient, damping, least), least)
         trial = np.where(free, moved, roots)
+        step = trial - roots
+        if -step @ (gradient + 0.5 * hessian @ step) < _TOLERANCE * loss:
+            break
         new = with_ties(trial, *sum_over_frames(trial.reshape(number, size)))
         if new[0] >= loss:
             damping *= _GROW
             continue
-        settled = loss - new[0] < _TOLERANCE * loss
         roots, damping = trial, max(damping * _SHRINK, _LEAST_DAMPING)
         loss, hessian, gradient = new
-        if settled:
-            break
     fitted = np.where(roots <= least, 0, roots ** (1 / lift)).astype(rows.dtype)
     return np.where(free.reshape(rows.shape), fitted.reshape(rows.shape), rows)
 

@@ -82,7 +82,7 @@ def _draw(separation, samples, sample_rate):
     scale = np.shape(samples)[-1] / sample_rate, float(mixture.max()), audible_bins(mixture)
     num_instruments = separation.dictionary.num_instruments
     rows = num_instruments + 1
-    searched = len(separation.cost_trace) > 1
+    searched = not np.isnan(separation.confidence).all()
     heights = [1.75] * rows + [0.9] * searched
     figure = _Shown(figsize=(WIDTH, 0.6 + sum(heights)), dpi=DPI, layout="constrained")
     grid = figure.add_gridspec(len(heights), 2, width_ratios=(4.2, 1), height_ratios=heights)

@@ -1,6 +1,7 @@
 """A recording that was searched before, searched again where corrections of its notes touch it."""
 
 import dataclasses
+import functools
 import itertools
 from collections.abc import Callable, Iterator
 
@@ -15,7 +16,7 @@ from jaxsep.pursuit.refinement import ToneFit
 from jaxsep.search.alternation import OWNED, SearchResult
 from jaxsep.search.faint import without_faint
 from jaxsep.search.frames import EDGES, RINGING, mean_energy
-from jaxsep.search.given import fitted, refitted
+from jaxsep.search.given import heard_dictionary, in_turns, refitted
 from jaxsep.search.hypotheses import LEAST_SCALE, Exploration, explore, moves
 from jaxsep.search.known import Known
 from jaxsep.search.moves import arrange, from_neighbours, ringing, without
@@ -34,8 +35,8 @@ class SearchAgain(eqx.Module):
     """Minimises the cost C of `VoiceModel` where it is touched, from what was found before.
 
     1. Where it is touched, the listed notes take the place of what was found. Who plays what elsewhere
-       follows from those that are known (`Streams.follow`), and is touched, too. All frames together teach
-       the dictionary, as they do after each of the rounds.
+       follows from those that are known (`Streams.follow`), and is touched, too. If nothing is, all stays as
+       it was. All frames together teach the dictionary, anew, and again after each of the rounds.
     2. Rounds as those with all frames of `Alternation`, in which only touched frames are offered others.
     3. Its last round, likewise: notes may ring on.
 
@@ -103,10 +104,21 @@ class SearchAgain(eqx.Module):
             followed = streams.follow(now, tones, dictionary, known)
             touched = touched | np.any((followed.instrument != now.instrument) & now.active, axis=1)
             now = followed
-        now = arrange(now, number, most)
-        dictionary, found = self._suited(model, dry, bound(now), dictionary)
+        energy = mean_energy(dry)
+        playing = number, model.tones_per_instrument, model.objective.axis
+        costs = lambda found, scale: self.voices.fit(found.tones, *playing, scale, noise, energy)
+        if not touched.any():
+            found = refitted(model, spectra, dictionary, bound(before))
+            voices = costs(found, _scale(found, noise))
+            cost = _cost(voices, found)
+            return SearchResult(found.tones, found.loss, dictionary, (cost,), confidence, voices)
+        now = bound(arrange(now, number, most))
+        suited = functools.partial(self._suited, model, dry, known)
+        # What notes were wrong have taught is forgotten: it would hide those that were put in their place.
+        heard = heard_dictionary(*self._few((dry, now)), number, model.objective.axis)
+        dictionary, found = suited(now, heard, turns=2)
         advance("")
-        scale, trace = max(float(found.loss.mean()) + noise, LEAST_SCALE), []
+        scale, trace = _scale(found, noise), []
 
         def explored(spectra, found, voices, offer) -> Exploration:
             done = _explored(model, spectra, found, dictionary, voices, offer, touched, known)
@@ -114,40 +126,37 @@ class SearchAgain(eqx.Module):
             advance(f"cost {done.cost:.3f}")
             return done
 
-        energy = mean_energy(dry)
-        playing = number, model.tones_per_instrument, model.objective.axis, scale, noise, energy
-        costs = lambda found: self.voices.fit(found.tones, *playing)
         small = lambda spectra, tones, number, dictionary: moves(
             model, spectra, dictionary.harmonics, tones, self.spans
         )
         for _ in range(self.rounds):
-            searched = explored(dry, found, costs(found).strict(), small)
-            dictionary, found = self._suited(model, dry, searched.found.tones, dictionary)
+            searched = explored(dry, found, costs(found, scale).strict(), small)
+            dictionary, found = suited(searched.found.tones, dictionary, turns=1)
         wide = _where(touched, arrange(found.tones, number, more), before)
         found = refitted(model, spectra, dictionary, bound(wide))
-        voices = costs(found)
+        voices = costs(found, scale)
         edges = dataclasses.replace(voices, model=jax.tree.map(jnp.float32, EDGES))
         found = explored(spectra, found, edges, _edges).found
         found = without_faint(model, spectra, dictionary, found, known)
         if self.timbre:
-            few, some = jax.tree.map(lambda x: x[:: self.stride], (spectra, found.tones))
-            dictionary = fit_timbre(model.objective, few, some, dictionary)
+            dictionary = fit_timbre(model.objective, *self._few((spectra, found.tones)), dictionary)
         margins = streams.margins(found.tones, dictionary, known)
         sure = np.minimum(searched.confidence, OWNED * margins).astype(np.float32)
         sure = np.where(touched, sure, confidence)
         return SearchResult(found.tones, found.loss, dictionary, tuple(trace), sure, voices)
 
-    def _suited(self, model, spectra, tones, dictionary):
+    def _suited(self, model, spectra, known, tones, dictionary, turns):
         """The dictionary that suits given tones, and the tones refined with it."""
-        few, some = jax.tree.map(lambda x: x[:: self.stride], (spectra, tones))
-        some = refitted(model, few, dictionary, some).tones
-        plain, louder = fitted(model, few, some, dictionary)
+        few, bound = self._few((spectra, tones)), lambda tones: tones
+        if known is not None:
+            bound = known.every(self.stride).bind
+        dictionary, some = in_turns(model, *few, dictionary, bound, turns)
         if self.timbre:
-            # What is known of it begins, if anything is, in units of these tones.
-            known = dictionary.by_pitch is not None
-            begin = eqx.tree_at(lambda d: d.harmonics, dictionary, plain.harmonics) if known else plain
-            plain = fit_timbre(model.objective, few, some if known else louder, begin)
-        return plain, refitted(model, spectra, plain, tones)
+            dictionary = fit_timbre(model.objective, few[0], some, dictionary)
+        return dictionary, refitted(model, spectra, dictionary, tones)
+
+    def _few(self, frames):
+        return jax.tree.map(lambda x: x[:: self.stride], frames)
 
 
 def _edges(spectra, tones, number, dictionary):
@@ -160,20 +169,28 @@ def _edges(spectra, tones, number, dictionary):
 def _explored(model, spectra, found, dictionary, voices, offer, touched, known) -> Exploration:
     """As `explore`, where it is touched; the frame on either side stays, so that the path joins."""
     rows = np.flatnonzero(np.convolve(touched, np.ones(3), "same") > 0)
+    here, inside = jax.tree.map(lambda x: x[rows], found), touched[rows, None]
+    known = None if known is None else known.at(rows)
+    bound = (lambda tones: tones) if known is None else known.bind
+    offers = map(bound, offer(spectra[rows], here.tones, dictionary.num_instruments, dictionary))
+    offers = (eqx.tree_at(lambda t: t.active, tones, tones.active & inside) for tones in offers)
+    holds = None if known is None else known.holds
+    done = explore(model, spectra[rows], dictionary, here, voices, offers, holds)
+    found = found.put(rows, done.found)
     confidence = np.full(touched.size, np.inf, np.float32)
-    if rows.size:
-        here, inside = jax.tree.map(lambda x: x[rows], found), touched[rows, None]
-        known = None if known is None else known.at(rows)
-        bound = (lambda tones: tones) if known is None else known.bind
-        offers = map(bound, offer(spectra[rows], here.tones, dictionary.num_instruments, dictionary))
-        offers = (eqx.tree_at(lambda t: t.active, tones, tones.active & inside) for tones in offers)
-        holds = None if known is None else known.holds
-        done = explore(model, spectra[rows], dictionary, here, voices, offers, holds)
-        found = found.put(rows, done.found)
-        confidence[rows] = done.confidence
+    confidence[rows] = done.confidence
+    return Exploration(found, _cost(voices, found), confidence)
+
+
+def _cost(voices, found):
+    """The mean cost C of a frame."""
     alone = jax.tree.map(lambda x: x[:, None], found)
-    path = best_path(voices, alone.tones, alone.loss)
-    return Exploration(found, path.cost / touched.size, confidence)
+    return best_path(voices, alone.tones, alone.loss).cost / found.loss.size
+
+
+def _scale(found, noise):
+    """What costs are relative to: what is left unexplained, noise included."""
+    return max(float(found.loss.mean()) + noise, LEAST_SCALE)
 
 
 def _where(touched, new, old):

@@ -20,7 +20,7 @@ from jaxsep.search.voices import VoiceModel, Voices
 from jaxsep.tones.dictionary import NUM_HARMONICS, Dictionary
 from jaxsep.tones.tones import Tones
 
-__all__ = ["GivenNotes", "fitted", "heard_dictionary", "refitted"]
+__all__ = ["GivenNotes", "fitted", "heard_dictionary", "in_turns", "refitted"]
 
 
 class GivenNotes(eqx.Module):
@@ -72,7 +72,8 @@ class GivenNotes(eqx.Module):
         if learn:
             few = jax.tree.map(lambda x: x[:: self.stride], (spectra, tones))
             dictionary = heard_dictionary(*few, number, model.objective.axis)
-            dictionary = self._in_turns(model, *few, known.every(self.stride), dictionary)
+            bound = known.every(self.stride).bind
+            dictionary, _ = in_turns(model, *few, dictionary, bound, self.turns)
         advance("")
         found = refitted(model, spectra, dictionary, tones)
         scale = max(float(found.loss.mean()), LEAST_SCALE)
@@ -101,13 +102,6 @@ class GivenNotes(eqx.Module):
         return SearchResult(
             last.found.tones, last.found.loss, dictionary, tuple(trace), last.confidence, voices
         )
-
-    def _in_turns(self, model, spectra, tones, known, dictionary):
-        """The dictionary that suits the notes as they are listed."""
-        for _ in range(self.turns):
-            tones = known.bind(refitted(model, spectra, dictionary, tones).tones)
-            dictionary, tones = fitted(model, spectra, tones, dictionary)
-        return dictionary
 
     def _offers(self, tones, number) -> Iterator[Tones]:
         return itertools.chain(
@@ -142,6 +136,26 @@ def heard_dictionary(
             row = np.median(heard[owner == number], axis=0)
             rows[number] = row / row.max() if row.max() > 0 else 1
     return Dictionary(jnp.asarray(rows))
+
+
+def in_turns(
+    model: ToneFit,
+    spectra: Float[np.ndarray, "frames bins"],
+    tones: Tones,
+    dictionary: Dictionary,
+    bound: Callable[[Tones], Tones],
+    turns: int,
+) -> tuple[Dictionary, Tones]:
+    """Dictionary and tones that suit each other, fitted in turn so many times.
+
+    Arguments:
+        bound: makes tones agree with what is known of them: what a dictionary that does not suit has lost
+            comes back, and can teach the next.
+    """
+    for _ in range(turns):
+        tones = bound(refitted(model, spectra, dictionary, tones).tones)
+        dictionary, tones = fitted(model, spectra, tones, dictionary)
+    return dictionary, tones
 
 
 def fitted(

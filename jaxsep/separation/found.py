@@ -97,7 +97,13 @@ class Earlier(NamedTuple):
 
     def touched(self, score: Score) -> Bool[np.ndarray, " frames"]:
         """Frames in which the notes of a score, or its rests, are others than those that were found."""
-        changed = [*_lacking(self.notes, score.notes), *_lacking(score.notes, self.notes), *score.rests]
+        # The last frame is past the end of the recording, at which the notes of a score are cut.
+        end = self.times[-2:].min()
+        found, listed = (
+            [dataclasses.replace(note, offset=min(note.offset, end)) for note in notes]
+            for notes in (self.notes, score.notes)
+        )
+        changed = [*_lacking(found, listed), *_lacking(listed, found), *score.rests]
         frames = np.zeros(self.times.size, bool)
         for event in changed:
             frames |= (self.times >= event.onset - _BEFORE) & (self.times <= event.offset + _AFTER)
