@@ -4,14 +4,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from problems import AXIS, DICTIONARY, Note, duets, pack_notes, render_notes
+from problems import AXIS, DICTIONARY, OCTAVE, Note, duets, pack_notes, render_notes
 
 from jaxsep.learning.fit import _sum_over_frames, fit_dictionary, fit_timbre
 from jaxsep.learning.learner import mean_loss
 from jaxsep.numerics import devices
 from jaxsep.pursuit.loss import LiftedLoss
 from jaxsep.pursuit.refinement import pack
-from jaxsep.signal.gaussians import sum_gaussians
+from jaxsep.signal.gaussians import SINUSOID_WIDTH, sum_gaussians
 from jaxsep.tones.dictionary import Dictionary
 from jaxsep.tones.rendering import partials_of
 
@@ -78,6 +78,20 @@ def test_the_loss_never_rises_however_wrong_the_tones():
     assert losses[0] == pytest.approx(loss(start))
     assert np.all(np.diff(losses) <= 1e-6 * losses[0])
     assert losses[-1] < 0.9 * losses[0]
+
+
+@pytest.mark.parametrize("beyond", [3.5, 5.0, 6.5])
+def test_what_lies_beside_the_axis_does_not_grow(beyond):
+    """The last partial of every tone is beyond the last bin but for its tail; something else sounds there."""
+    place = AXIS.num_bins - 1 + beyond * SINUSOID_WIDTH - 3 * OCTAVE
+    spectra, tones, start = recording(
+        np.float32, frames=((Note(1, 0.5, place),), (Note(1, 0.7, place + 0.1),))
+    )
+    spectra[:, -1] += 0.05
+    for fitted in (fit_dictionary, fit_timbre):
+        found = fitted(OBJECTIVE, spectra, tones, start).of(tones, AXIS)[:, 0]
+        np.testing.assert_allclose(found[:, :6], np.broadcast_to(DICTIONARY[1, :6], (2, 6)), atol=0.02)
+        assert np.all(found[:, 7] < 1)
 
 
 def test_silence_teaches_nothing():

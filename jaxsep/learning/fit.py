@@ -29,6 +29,10 @@ _TOLERANCE, _MAX_STEPS = 1e-3, 12
 #: does not.
 _DAMPING, _LEAST_DAMPING, _SHRINK, _GROW = 1e-3, 1e-6, 1 / 4, 4
 
+#: Part of what frames say of the best known harmonic of a row, below which one is drawn to 0: of what lies
+#: beside the axis they see the last of its tail, and could make anything of it.
+_FAINT = 1e-4
+
 #: So many frames teach, evenly spaced: neighbours say much the same.
 _ENOUGH = 512
 
@@ -155,6 +159,9 @@ def _fit(objective, spectra, tones, mixing, rows, ties, max_steps):
     # A tie pulls as hard as the tones of an average row.
     strength = np.sum(curvature, axis=0) / max(1, np.count_nonzero(np.any(curvature > 0, axis=1)))
     penalty = np.einsum("kl,hg->khlg", ties, np.diag(strength)).reshape(number * size, number * size)
+    best = np.max(curvature, axis=1, keepdims=True)
+    drawn = _FAINT * best / (1 + curvature / np.where(best > 0, _FAINT * best, 1))
+    penalty += np.diag(np.where(curvature > 0, drawn, 0).reshape(-1))
     free |= np.diagonal(penalty) > 0
 
     def with_ties(roots, loss, hessian, gradient):
