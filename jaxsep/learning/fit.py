@@ -31,7 +31,7 @@ _DAMPING, _LEAST_DAMPING, _SHRINK, _GROW = 1e-3, 1e-6, 1 / 4, 4
 
 #: Part of what frames say of the best known harmonic of a row, below which one is drawn to 0: of what lies
 #: beside the axis they see the last of its tail, and could make anything of it.
-_FAINT = 1e-4
+_FAINT = 1e-3
 
 #: So many frames teach, evenly spaced: neighbours say much the same.
 _ENOUGH = 512
