@@ -11,6 +11,7 @@ from jaxtyping import Float
 from jaxsep.learning.fit import fit_timbre
 from jaxsep.pursuit.recording import pursue
 from jaxsep.pursuit.refinement import ToneFit
+from jaxsep.search.doubling import doubled
 from jaxsep.search.faint import without_faint
 from jaxsep.search.frames import Finder, Frames, State, mean_energy
 from jaxsep.search.known import Known
@@ -27,6 +28,10 @@ _NEAR = 1.05
 
 #: How many searches follow at most, and what part of the cost one must come to that the next one follows.
 _SEARCHES, _LESS = 2, 0.97
+
+#: Rounds after which what somebody plays who doubles another is compared with what there was, and what it may
+#: cost, relative to that: harmonics that change with the pitch can all but play the tones of another.
+_DOUBLED, _ALIKE = 3, 1.02
 
 #: What the costs of `Streams` count, beside those of a frame, where it tells how sure it is who plays what
 #: (chosen so that the most doubtful notes, by length and loudness, are wrong ones; flat within a factor 2).
@@ -70,9 +75,11 @@ class Alternation(eqx.Module):
        was, step 2 again from the tones that are found in each frame alone with the new dictionary, and once
        more if that has helped: who doubles another's octave was his harmonics, as long as nobody's were
        known. What costs least stays.
-    4. A round with all frames, in which a tone must be worth a part of what sounds: what fills rests goes.
+    4. Where one of them may double another's octave, and passed for its harmonics then (`doubled`), three
+       rounds with its tones, which stay if they cost hardly more.
+    5. A round with all frames, in which a tone must be worth a part of what sounds: what fills rests goes.
        Nothing is chosen anew after an exchange there: a room's reverberation would pass for octaves.
-    5. A last round, in which the dictionary stays and notes may ring on, also beside the next; to its tones
+    6. A last round, in which the dictionary stays and notes may ring on, also beside the next; to its tones
        the timbre is fitted once more. Each instrument has a slot more there than it plays tones at a time.
        Tones that nobody would hear go (`without_faint`).
 
@@ -111,7 +118,8 @@ class Alternation(eqx.Module):
         for _ in range(self.rounds):
             steps += left
             left = _half(left)
-        return steps + (1 + _SEARCHES * (self.rounds + 1) if self._splits(num_instruments) else 0)
+        regrouping = 1 + _SEARCHES * (self.rounds + 1) + _DOUBLED
+        return steps + (regrouping if self._splits(num_instruments) else 0)
 
     def _splits(self, num_instruments):
         """Whether instruments may be taken for others."""
@@ -175,7 +183,9 @@ class Alternation(eqx.Module):
         few = few.scaled(starts[0])
         rough = self._roughly(few, starts, trace)
         if self._splits(number) and begin is None and known is None:
-            rough = self._regrouped(few.scaled(rough), rough, find, trace)
+            few = few.scaled(rough)
+            rough = self._regrouped(few, rough, find, trace)
+            rough = self._doubled(few, rough, trace)
         # A given dictionary sounds from here on as it was learned.
         every, state = self._closely(every, rough, rough.dictionary if self.learn else given[0], trace)
         last = eqx.tree_at(lambda frames: frames.spectra, every, spectra)
@@ -217,6 +227,16 @@ class Alternation(eqx.Module):
             if enough:
                 break
         return rough
+
+    def _doubled(self, few, rough, trace):
+        """What is cheapest of a state and what comes of it where somebody doubles another."""
+        other = doubled(few, rough)
+        if other is None:
+            return rough
+        for _ in range(_DOUBLED):
+            other = self._round(few, other, doubly=True)
+            trace.append(other.cost)
+        return other if few.total(other) < _ALIKE * few.total(few.priced(rough)) else rough
 
     def _closely(self, every, rough, dictionary, trace):
         """All frames, with the scale of their costs, and what a round that begins with few makes of them."""
