@@ -23,15 +23,15 @@ from jaxsep.tones.tones import Tones
 
 __all__ = ["OWNED", "Alternation", "SearchResult"]
 
-#: What a split and a merge may cost after a round, relative to before, where it is worth another search.
+#: What a split and a merge may cost after a round, relative to before, where it is worth another search, and
+#: what the tones of one who doubles another: harmonics that change with the pitch can all but play them.
 _NEAR = 1.05
 
 #: How many searches follow at most, and what part of the cost one must come to that the next one follows.
 _SEARCHES, _LESS = 2, 0.97
 
-#: Rounds after which what somebody plays who doubles another is compared with what there was, and what it may
-#: cost, relative to that: harmonics that change with the pitch can all but play the tones of another.
-_DOUBLED, _ALIKE = 3, 1.02
+#: Rounds after which the tones of one who doubles another are compared with what there was.
+_DOUBLED = 3
 
 #: What the costs of `Streams` count, beside those of a frame, where it tells how sure it is who plays what
 #: (chosen so that the most doubtful notes, by length and loudness, are wrong ones; flat within a factor 2).
@@ -236,7 +236,7 @@ class Alternation(eqx.Module):
         for _ in range(_DOUBLED):
             other = self._round(few, other, doubly=True)
             trace.append(other.cost)
-        return other if few.total(other) < _ALIKE * few.total(few.priced(rough)) else rough
+        return other if few.total(other) < _NEAR * few.total(few.priced(rough)) else rough
 
     def _closely(self, every, rough, dictionary, trace):
         """All frames, with the scale of their costs, and what a round that begins with few makes of them."""
