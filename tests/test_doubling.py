@@ -1,5 +1,7 @@
 """An instrument that doubles another's octave for a while, which passed for its harmonics then."""
 
+import dataclasses
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -7,6 +9,7 @@ from problems import SEMITONE, pack_notes
 from test_split_merge import DICTIONARY, LENGTH, PURE, PURSUIT, ROWS, frames, notes, state
 
 from jaxsep.pursuit.recording import refit
+from jaxsep.search import alternation
 from jaxsep.search.doubling import doubled
 from jaxsep.search.frames import Frames, State
 from jaxsep.search.moves import arrange
@@ -34,6 +37,17 @@ def test_who_doubles_another_is_found_where_he_was_his_harmonics():
     unit = lambda rows: rows / np.linalg.norm(rows, axis=1, keepdims=True)
     rows = np.asarray(after.dictionary.harmonics)
     assert np.all(np.sum(unit(rows) * unit(ROWS), axis=1) > 0.9)
+
+
+@pytest.mark.parametrize(("near", "stays"), [(alternation._NEAR, True), (0.0, False)])
+def test_it_stays_if_it_costs_hardly_more(monkeypatch, near, stays):
+    monkeypatch.setattr(alternation, "_NEAR", near)
+    before, trace = half_found(), []
+    before = dataclasses.replace(before, lines=frames().streamed(before.tones, before.dictionary).before)
+    after = alternation.Alternation(spans=(1,))._doubled(frames(), before, trace)
+    assert len(trace) == 3
+    third = np.mean(after.tones.active.reshape(-1, 3)[:, 2])
+    assert third > 0.9 if stays else after is before
 
 
 def test_nothing_doubles_where_all_are_found():

@@ -229,7 +229,7 @@ class Alternation(eqx.Module):
         return rough
 
     def _doubled(self, few, rough, trace):
-        """What is cheapest of a state and what comes of it where somebody doubles another."""
+        """A state, or what comes of it where somebody doubles another."""
         other = doubled(few, rough)
         if other is None:
             return rough
