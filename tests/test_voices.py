@@ -67,13 +67,6 @@ def test_where_it_is_to_be_certain_a_tone_costs_a_part_of_what_an_instrument_sou
     assert free.strict().sounding(frame) == 0
 
 
-def test_of_many_instruments_a_tone_costs_less():
-    tones = tones_of([[(0, 100), (1, 200)], [(0, 100)]])
-    quartet = MODEL.fit(tones, 4, 1, AXIS, scale=2.0, noise=0.5, energy=7.0)
-    root = np.sqrt(1 / 2)  # twice as many as two
-    np.testing.assert_allclose([quartet.scale, quartet.noise, quartet.energy], [2 * root, 0.5 * root, 7.0])
-
-
 def test_a_tone_of_a_chord_costs_a_part():
     tones = tones_of([[(0, 100), (1, 200)], [(0, 100)]])
     costs = lambda most: MODEL.fit(tones, 2, most, AXIS, scale=2.0, noise=0.5, energy=7.0)

@@ -25,8 +25,8 @@ __all__ = ["Path", "VoiceModel", "Voices", "best_path"]
 class VoiceModel(eqx.Module):
     """Costs of a recording's tones beyond the lifted loss L, in units of the recording's mean loss s.
 
-    Where instruments play chords, s and ν are less, by as much as there are more voices than instruments, and
-    of more instruments than two by the root of as much: each of many tones explains a smaller part.
+    Where instruments play chords, s and ν are less, by as much as there are more voices than instruments:
+    each of many tones explains a smaller part.
 
     `C = Σ_frames ( L + νλK ) + s Σ_frames ( λK + λ'K' + γ Σ_k ln(p₀ / p_η(μ_k)) + χX + κ/2·B + ζH )`
 
@@ -92,8 +92,7 @@ class VoiceModel(eqx.Module):
         `energy` is what a frame sounds on average, the sum of its magnitudes, of which `strict` takes a part.
         """
         part = num_instruments / sum(polyphony_of(tones_per_instrument, num_instruments))
-        less = part * min(1.0, (2 / num_instruments) ** 0.5)
-        scale, noise, energy = less * scale, less * noise, part * energy
+        scale, noise, energy = (part * x for x in (scale, noise, energy))
         surprisal = jnp.asarray(_surprisal(tones, num_instruments, axis, self.smoothing), jnp.float32)
         # Arrays: one compiled program for all costs.
         arrays = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), (self, scale, noise, energy))
