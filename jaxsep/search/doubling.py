@@ -22,7 +22,7 @@ __all__ = ["doubled"]
 _ENOUGH = 256
 
 #: What frames may cost with the tones of one who does, relative to what they cost: a wind quartet came to
-#: 0.91 and 0.94, a trio, a string quartet and nine duets, in which nobody does, to 0.99 and more.
+#: 0.91 and 0.94 (its tones then cost half), a trio, a string quartet and ten duets to 0.99 and more.
 _PROMISING = 0.97
 
 #: How far above the other one may be that was its harmonics: octave, twelfth, double octave.
