@@ -53,13 +53,26 @@ def test_without_a_share_unexplained_energy_is_dropped(dtype):
     assert np.sum(~played) == 3
 
 
-def test_masks_and_gradients_are_finite_down_to_silence(dtype):
+def test_with_an_exponent_powers_are_compared(dtype):
+    magnitudes, mixture = (jnp.asarray(x, dtype) for x in magnitudes_with_silence())
+    for share in (0.01, 0.0):
+        ratios = np.asarray(ratio_masks(magnitudes, mixture, share=share), float)
+        masks = ratio_masks(magnitudes, mixture, share=share, exponent=2.0)
+        assert masks.dtype == dtype
+        total = np.sum(ratios**2, axis=0)
+        expected = ratios**2 / np.where(total > 0, total, 1)
+        np.testing.assert_allclose(masks, expected, rtol=1e-5, atol=1e-30)
+        assert not np.allclose(masks, ratios, atol=0.1)
+
+
+@pytest.mark.parametrize("exponent", [1.0, 2.0])
+def test_masks_and_gradients_are_finite_down_to_silence(dtype, exponent):
     magnitudes, mixture = (jnp.asarray(x, dtype) for x in magnitudes_with_silence())
 
     @jax.jit
     def masks_and_gradients(magnitudes, mixture, share):
         def weighted(magnitudes, mixture, share):
-            masks = ratio_masks(magnitudes, mixture, share=share)
+            masks = ratio_masks(magnitudes, mixture, share=share, exponent=exponent)
             return jnp.sum(masks * jnp.arange(1.0, 4.0, dtype=dtype)[:, None, None]), masks
 
         (_, masks), gradients = jax.value_and_grad(weighted, argnums=(0, 1, 2), has_aux=True)(
@@ -101,11 +114,13 @@ def test_masks_under_vmap(dtype):
     np.testing.assert_allclose(by_frame, ratio_masks(magnitudes, mixture), rtol=10 * jnp.finfo(dtype).eps)
 
 
-def test_mask_gradients_match_finite_differences(x64):
+@pytest.mark.parametrize("exponent", [1.0, 1.5, 2.0])
+def test_mask_gradients_match_finite_differences(x64, exponent):
     magnitudes, mixture = 0.1 + np.abs(noise(3, 5)), 0.1 + np.abs(noise(5, seed=1))
 
     def masked(magnitudes, mixture, share):
-        return ratio_masks(jnp.asarray(magnitudes), jnp.asarray(mixture), share=jnp.asarray(share))
+        magnitudes, mixture, share = map(jnp.asarray, (magnitudes, mixture, share))
+        return ratio_masks(magnitudes, mixture, share=share, exponent=exponent)
 
     check_grads(
         jax.jit(masked), (magnitudes, mixture, np.array(0.1)), order=1, modes=("fwd", "rev"), rtol=1e-4
@@ -215,6 +230,10 @@ def test_silence_gives_silence_with_finite_gradients():
         (
             lambda: ratio_masks(jnp.ones((2, 4)), jnp.ones(4), share=-0.1),
             "share: expected at least 0, got -0.1",
+        ),
+        (
+            lambda: ratio_masks(jnp.ones((2, 4)), jnp.ones(4), exponent=0.5),
+            "exponent: expected at least 1, got 0.5",
         ),
         (
             lambda: griffin_lim(STFT, jnp.ones((3, 49)), jnp.ones((3, 49), complex), 9, num_iterations=0),

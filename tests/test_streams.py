@@ -77,6 +77,22 @@ def test_a_track_ends_where_a_note_is_struck_again():
     assert find_tracks(struck, AXIS, SPACING).begin.size == 2
 
 
+def fainter(tones, instrument, decibels):
+    """The tones of an instrument so much quieter."""
+    level = np.where(np.asarray(tones.instrument) == instrument, 10 ** (-decibels / 20), 1)
+    return eqx.tree_at(lambda t: t.amplitude, tones, (level * tones.amplitude).astype(np.float32))
+
+
+@pytest.mark.parametrize(("decibels", "judged"), [(30, 4), (40, 2)])
+def test_what_is_faint_has_no_track(decibels, judged):
+    tones, _ = lines(([0, 2], 0), ([12, 11], 1))
+    tones = fainter(tones, 1, decibels)
+    tracks = find_tracks(tones, AXIS, SPACING)
+    assert tracks.begin.size == judged
+    faint = tones.active & (tones.instrument == 1)
+    assert np.all((tracks.label >= 0) == (tones.active & (~faint if judged == 2 else True)))
+
+
 def test_lines_that_were_torn_are_mended():
     tones, spectra = lines(([0, 2, 4, 5, 4, 2, 0, 2], 0), ([12, 11, 9, 12, 14, 16, 14, 12], 1))
     wrong = shuffled(tones)

@@ -225,7 +225,7 @@ def oracle_stems(
     tracks = resample(np.concatenate([mixture[None], stems]), sample_rate, ANALYSIS_RATE)
     mixed = stft.analyse(jnp.asarray(tracks[0]))
     magnitudes = jnp.stack([jnp.abs(stft.analyse(jnp.asarray(track))) for track in tracks[1:]])
-    masks = ratio_masks(magnitudes**exponent, jnp.abs(mixed) ** exponent)
+    masks = ratio_masks(magnitudes, jnp.abs(mixed), exponent=exponent)
     estimates = np.stack([np.asarray(stft.synthesise(mask * mixed, tracks.shape[1])) for mask in masks])
     estimates = resample(estimates, ANALYSIS_RATE, sample_rate)[:, : mixture.size]
     return np.pad(estimates, [(0, 0), (0, mixture.size - estimates.shape[1])])

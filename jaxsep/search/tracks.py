@@ -29,6 +29,9 @@ _PAUSE, _SHORTEST = 0.03, 0.04
 #: Fall and rise of the level, in dB, that begin another track at the same pitch, and seconds they may take.
 _DIP, _DIP_TIME = 4.0, 0.4
 
+#: A track this many dB below the level that the loudest tenth of all tones exceeds is not judged.
+_FAINT, _LOUDEST = 35.0, 0.1
+
 #: Power of the roots of partials by which sounds are compared.
 _COMPRESSION = 0.7
 
@@ -36,7 +39,7 @@ _COMPRESSION = 0.7
 class Tracks(eqx.Module):
     """Tones that continue each other, whichever instrument they were given to, in the order of their begin.
 
-    - `label`: number of the track of each tone, -1 for none.
+    - `label`: number of the track of each tone, -1 for none, or one too short or too faint to judge.
     - `begin`, `end`: in seconds.
     - `pitch`: median, in semitones above the axis's lowest frequency.
     - `owner`: instrument that most of its tones have.
@@ -56,6 +59,8 @@ def find_tracks(tones: Tones, axis: LogAxis, spacing: float) -> Tracks:
 
     Neighbouring frames are paired so that the pitches change least. A track ends where nothing follows within
     0.7 semitones and 30 ms, and where its level falls and rises again by 4 dB: there a note is struck again.
+    What is found in noise and in what rings on has no instrument: in a long rest it would be one of its own,
+    with a sound and lines like those of a note. It lasts less than 40 ms, or is 35 dB below the loud tones.
     """
     semitone = axis.bins_per_neper * np.log(2) / 12
     used = np.asarray(tones.active) & (np.asarray(tones.amplitude) > 0)
@@ -68,12 +73,24 @@ def find_tracks(tones: Tones, axis: LogAxis, spacing: float) -> Tracks:
         if frame.size * spacing >= _SHORTEST:
             owner = np.bincount(tones.instrument[frame, slot]).argmax()
             loudness = tones.amplitude[frame, slot].sum()
-            rows.append((frame[0], frame[-1] + 1, np.median(pitch[frame, slot]), owner, loudness, number))
-    rows.sort(key=lambda row: (row[0], -row[2]))
+            rows.append(
+                (frame[0], frame[-1] + 1, np.median(pitch[frame, slot]), owner, loudness, frame.size, number)
+            )
+    rows = sorted(_loud(rows), key=lambda row: (row[0], -row[2]))
     renamed = np.full(label.max() + 2, -1)
     renamed[[row[-1] for row in rows]] = np.arange(len(rows))
-    begin, end, height, owner, loudness, _ = np.array(rows, float).reshape(-1, 6).T
+    begin, end, height, owner, loudness, *_ = np.array(rows, float).reshape(-1, 7).T
     return Tracks(renamed[label], begin * spacing, end * spacing, height, owner.astype(int), loudness)
+
+
+def _loud(rows):
+    """The tracks that are not too faint to judge."""
+    if not rows:
+        return rows
+    loudness, size = np.array([row[4:6] for row in rows], float).T
+    level = loudness / size
+    usual = np.quantile(np.repeat(level, size.astype(int)), 1 - _LOUDEST)
+    return [row for row, one in zip(rows, level, strict=True) if one > usual * 10 ** (-_FAINT / 20)]
 
 
 def _linked(used, pitch, instrument, reach):

@@ -14,24 +14,29 @@ def ratio_masks(
     mixture_magnitude: Float[Array, "*shape"],
     *,
     share: float | Float[Array, ""] = 1e-4,
+    exponent: float = 1.0,
 ) -> Float[Array, "instruments *shape"]:
     """Fraction of the mixture that belongs to each instrument.
 
-    `mask_i = (Y_i + ε|Z|/I) / (Σ_j Y_j + ε|Z|)` for I instruments. With a positive share ε, energy
-    that no model explains is divided evenly, and the masks sum to 1 everywhere: the stems add up to the
-    mixture. With ε = 0 it is dropped: `Y_i / Σ_j Y_j`, and 0 where no instrument plays.
+    `mask_i = r_i^p / Σ_j r_j^p` with the ratios `r_i = (Y_i + ε|Z|/I) / (Σ_j Y_j + ε|Z|)` for I instruments.
+    With the exponent p = 1 magnitudes add up, as in P1; with p = 2 powers do, as those of independent sounds
+    on average: that is Wiener's filter, and leaves less of the others. With a positive share ε, energy that
+    no model explains is divided evenly, and the masks sum to 1 everywhere: the stems add up to the mixture.
+    With ε = 0 it is dropped: `Y_i^p / Σ_j Y_j^p`, and 0 where no instrument plays.
 
     Arguments:
         magnitudes: modelled magnitudes Y_i of the instruments, nonnegative.
         mixture_magnitude: magnitude |Z| of the mixture, nonnegative.
         share: ε ≥ 0, without unit.
+        exponent: p ≥ 1, known when tracing.
 
     Returns: masks between 0 and 1. Where the denominator is 0, or so small (1e-19 in float32) that the
     derivative would overflow, they are constant: 1/I, or 0 for ε = 0.
 
-    Raises: `ValueError` when the shapes do not match, or for a negative share known when tracing.
+    Raises: `ValueError` when the shapes do not match, for a negative share known when tracing, or for an
+    exponent below 1.
 
-    Source: P1 (masking); the share is an addition.
+    Source: P1 (masking); the share and the exponent are additions.
 
     Example:
         >>> magnitudes = jnp.array([[3.0, 1.0, 0.0], [1.0, 1.0, 0.0]])  # [instruments, bins]
@@ -46,6 +51,8 @@ def ratio_masks(
         )
     if isinstance(share, int | float) and share < 0:
         raise ValueError(f"share: expected at least 0, got {share}")
+    if not exponent >= 1:
+        raise ValueError(f"exponent: expected at least 1, got {exponent}")
     num_instruments = magnitudes.shape[0]
     share = jnp.asarray(share, magnitudes.dtype)
     shared = share * mixture_magnitude
@@ -53,7 +60,12 @@ def ratio_masks(
     # The derivative of the quotient contains 1/total².
     divisible = total > jnp.sqrt(jnp.finfo(total.dtype).tiny)
     masks = (magnitudes + shared / num_instruments) / jnp.where(divisible, total, 1)
-    return jnp.where(divisible, masks, jnp.where(share > 0, 1 / num_instruments, 0))
+    masks = jnp.where(divisible, masks, jnp.where(share > 0, 1 / num_instruments, 0))
+    if exponent == 1:
+        return masks
+    powers = masks**exponent
+    total = jnp.sum(powers, axis=0)  # at least I^(1-p), unless all masks are 0
+    return powers / jnp.where(total > 0, total, 1)
 
 
 def griffin_lim(
