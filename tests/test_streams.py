@@ -84,10 +84,11 @@ def fainter(tones, instrument, decibels):
 
 
 @pytest.mark.parametrize(("decibels", "judged"), [(30, 4), (40, 2)])
-def test_what_is_faint_has_no_track(decibels, judged):
+def test_faint_tracks_are_told(decibels, judged):
     tones, _ = lines(([0, 2], 0), ([12, 11], 1))
     tones = fainter(tones, 1, decibels)
-    tracks = find_tracks(tones, AXIS, SPACING)
+    assert find_tracks(tones, AXIS, SPACING).begin.size == 4
+    tracks = find_tracks(tones, AXIS, SPACING, faint=False)
     assert tracks.begin.size == judged
     faint = tones.active & (tones.instrument == 1)
     assert np.all((tracks.label >= 0) == (tones.active & (~faint if judged == 2 else True)))

@@ -113,7 +113,7 @@ class Alternation(eqx.Module):
 
     def num_steps(self, num_starts: int, num_instruments: int) -> int:
         """How often `advance` is called at most for so many dictionaries of so many instruments."""
-        left = num_starts + 1 if self.learn else num_starts
+        left = num_starts + 2 if self.learn else num_starts
         steps = left + 2
         for _ in range(self.rounds):
             steps += left
@@ -179,7 +179,7 @@ class Alternation(eqx.Module):
         if self.learn and begin is None:
             starts = [few.begun(start.tones, start.dictionary) for start in starts]
             if known is None and not (given and number == 1):
-                starts.append(few.one_sound(find, number, size))
+                starts += few.one_sound(find, number, size)
         few = few.scaled(starts[0])
         rough = self._roughly(few, starts, trace)
         if self._splits(number) and begin is None and known is None:

@@ -84,29 +84,32 @@ class Frames(eqx.Module):
         state = State(found, dictionary).arranged(self.model.tones_per_instrument)
         return state if self.begin is None else self.refitted(self.begin.bind(state.tones), dictionary)
 
-    def one_sound(self, find: Finder, number: int, num_harmonics: int) -> State:
-        """All instruments begin alike, and become different by the tracks that go to them."""
+    def one_sound(self, find: Finder, number: int, num_harmonics: int) -> list[State]:
+        """All begin alike, and become different by the tracks that go to them, in one way or two."""
         model = dataclasses.replace(self.model, tones_per_instrument=sum(self.model.polyphony(number)))
         alike = eqx.tree_at(lambda frames: frames.model, self, model)
         state = alike.each_alone(find, Dictionary.one_sound(num_harmonics))
-        return self.begun(state.tones, state.dictionary, number)
+        beginnings = self._streams(number).beginnings(state.tones, state.dictionary)
+        rows = jnp.broadcast_to(state.dictionary.harmonics, (number, num_harmonics))
+        return [self.learned(self._placed(each, number).tones, Dictionary(rows)) for each in beginnings]
 
-    def begun(self, tones: Tones, dictionary: Dictionary, number: int | None = None) -> State:
+    def begun(self, tones: Tones, dictionary: Dictionary) -> State:
         """What tones that were found in each frame alone have to do with each other."""
-        number = number or dictionary.num_instruments
-        rows = dictionary.harmonics
-        if dictionary.num_instruments != number:
-            rows = jnp.broadcast_to(rows, (number, rows.shape[1]))
-        return self.learned(self.streamed(tones, dictionary, number).tones, Dictionary(rows))
+        return self.learned(self.streamed(tones, dictionary).tones, Dictionary(dictionary.harmonics))
 
-    def streamed(self, tones: Tones, dictionary: Dictionary, number: int | None = None) -> Streamed:
+    def streamed(self, tones: Tones, dictionary: Dictionary) -> Streamed:
         """The tracks of the tones given to the instruments."""
-        polyphony = self.model.polyphony(number or dictionary.num_instruments)
         if self.begin is not None or self.known is not None:
             return Streamed(tones, 0.0, 0.0)  # who plays what is known
-        streams = Streams(self.model.objective, self.spectra, polyphony, self.spacing)
-        streamed = streams.stream(tones, dictionary)
-        return streamed._replace(tones=arrange(streamed.tones, len(polyphony), polyphony))
+        number = dictionary.num_instruments
+        return self._placed(self._streams(number).stream(tones, dictionary), number)
+
+    def _streams(self, number):
+        return Streams(self.model.objective, self.spectra, self.model.polyphony(number), self.spacing)
+
+    def _placed(self, streamed, number):
+        """What went to instruments, in their slots."""
+        return streamed._replace(tones=arrange(streamed.tones, number, self.model.polyphony(number)))
 
     def learned(self, tones: Tones, dictionary: Dictionary) -> State:
         """The dictionary that suits given tones, at their true pitches, and the tones refined with it."""

@@ -13,6 +13,7 @@ import equinox as eqx
 import jax
 import numpy as np
 from jaxtyping import Float
+from scipy.optimize import linear_sum_assignment
 
 from jaxsep.pursuit.loss import LiftedLoss
 from jaxsep.search.known import Known
@@ -25,6 +26,9 @@ __all__ = ["Streamed", "Streams"]
 
 #: What it costs to move a track that is not known: else all might change places but the corrected one.
 _MOVING = 0.1
+
+#: What part of the tones must go to others that another beginning is worth a round.
+_OTHERS = 0.03
 
 #: What part of a track a known note must cover for its instrument to be known; its edges are not sure.
 _CERTAIN = 0.25
@@ -61,12 +65,13 @@ class Streams(NamedTuple):
     spacing: float
     costs: Streaming = Streaming()
 
-    def stream(self, tones: Tones, dictionary: Dictionary) -> Streamed:
+    def stream(self, tones: Tones, dictionary: Dictionary, faint: bool = True) -> Streamed:
         """The same tones, each track given to the instrument whose line and sound it belongs to.
 
         Arguments:
             tones: `[frames, slots]`.
             dictionary: with which they were refined; it may have fewer instruments than are asked for.
+            faint: whether faint tracks are given to somebody, too.
 
         Example:
             >>> shape = (40, 2)  # [frames, tones]: two steady lines
@@ -79,7 +84,7 @@ class Streams(NamedTuple):
             >>> sorted(found.tones.instrument[0].tolist())
             [0, 1]
         """
-        tones, tracks = self._tracks(tones)
+        tones, tracks = self._tracks(tones, faint)
         if tracks is None:
             return Streamed(tones, 0.0, 0.0)
         lines = Lines(*self._heard(tracks, tones, dictionary))
@@ -92,6 +97,23 @@ class Streams(NamedTuple):
         if after >= before:
             after, owner = before, tracks.owner
         return Streamed(_given(tones, tracks, owner), before / tracks.begin.size, after / tracks.begin.size)
+
+    def beginnings(self, tones: Tones, dictionary: Dictionary) -> list[Streamed]:
+        """As `stream` of all tracks, and of those that are not faint, if many of these go to others then.
+
+        What is found in noise, or rings on, would be an instrument in a long rest, with a sound and lines as
+        those of notes are; but what is faint may as well be somebody who plays softly.
+        """
+        every = self.stream(tones, dictionary)
+        tones, tracks = self._tracks(tones, faint=False)
+        if tracks is None:
+            return [every]
+        loud = self.stream(tones, dictionary, faint=False)
+        owners = [each.tones.instrument[tracks.label >= 0] for each in (every, loud)]
+        shared = np.zeros((len(self.polyphony),) * 2)
+        np.add.at(shared, tuple(owners), 1)
+        alike = shared[linear_sum_assignment(-shared)].sum()
+        return [every, loud] if alike < (1 - _OTHERS) * owners[0].size else [every]
 
     def follow(self, tones: Tones, before: Tones, dictionary: Dictionary, known: Known) -> Tones:
         """The tones after who plays some of them was corrected: the rest of a line that was torn follows.
@@ -139,10 +161,10 @@ class Streams(NamedTuple):
         gaps = Lines(*self._heard(tracks, tones, dictionary), barred).gaps(tracks.owner)
         return np.min(np.where(tracks.label >= 0, gaps[np.maximum(tracks.label, 0)], np.inf), axis=1)
 
-    def _tracks(self, tones):
+    def _tracks(self, tones, faint=True):
         """The tones on the host, and their tracks; None if there is nothing to decide."""
         tones = jax.tree.map(np.asarray, tones)
-        tracks = find_tracks(tones, self.objective.axis, self.spacing)
+        tracks = find_tracks(tones, self.objective.axis, self.spacing, faint)
         return tones, tracks if tracks.begin.size and len(self.polyphony) > 1 else None
 
     def _heard(self, tracks, tones, dictionary):

@@ -29,7 +29,7 @@ _PAUSE, _SHORTEST = 0.03, 0.04
 #: Fall and rise of the level, in dB, that begin another track at the same pitch, and seconds they may take.
 _DIP, _DIP_TIME = 4.0, 0.4
 
-#: A track this many dB below the level that the loudest tenth of all tones exceeds is not judged.
+#: A track this many dB below the level that the loudest tenth of all tones exceeds is faint.
 _FAINT, _LOUDEST = 35.0, 0.1
 
 #: Power of the roots of partials by which sounds are compared.
@@ -39,7 +39,7 @@ _COMPRESSION = 0.7
 class Tracks(eqx.Module):
     """Tones that continue each other, whichever instrument they were given to, in the order of their begin.
 
-    - `label`: number of the track of each tone, -1 for none, or one too short or too faint to judge.
+    - `label`: number of the track of each tone, -1 for none, or one that is not judged.
     - `begin`, `end`: in seconds.
     - `pitch`: median, in semitones above the axis's lowest frequency.
     - `owner`: instrument that most of its tones have.
@@ -54,13 +54,12 @@ class Tracks(eqx.Module):
     loudness: Float[np.ndarray, " tracks"]
 
 
-def find_tracks(tones: Tones, axis: LogAxis, spacing: float) -> Tracks:
+def find_tracks(tones: Tones, axis: LogAxis, spacing: float, faint: bool = True) -> Tracks:
     """Tracks of tones `[frames, slots]` on an axis.
 
     Neighbouring frames are paired so that the pitches change least. A track ends where nothing follows within
     0.7 semitones and 30 ms, and where its level falls and rises again by 4 dB: there a note is struck again.
-    What is found in noise and in what rings on has no instrument: in a long rest it would be one of its own,
-    with a sound and lines like those of a note. It lasts less than 40 ms, or is 35 dB below the loud tones.
+    One of less than 40 ms is not judged, nor, unless `faint`, one 35 dB below the loud tones.
     """
     semitone = axis.bins_per_neper * np.log(2) / 12
     used = np.asarray(tones.active) & (np.asarray(tones.amplitude) > 0)
@@ -76,7 +75,7 @@ def find_tracks(tones: Tones, axis: LogAxis, spacing: float) -> Tracks:
             rows.append(
                 (frame[0], frame[-1] + 1, np.median(pitch[frame, slot]), owner, loudness, frame.size, number)
             )
-    rows = sorted(_loud(rows), key=lambda row: (row[0], -row[2]))
+    rows = sorted(rows if faint else _loud(rows), key=lambda row: (row[0], -row[2]))
     renamed = np.full(label.max() + 2, -1)
     renamed[[row[-1] for row in rows]] = np.arange(len(rows))
     begin, end, height, owner, loudness, *_ = np.array(rows, float).reshape(-1, 7).T
@@ -84,7 +83,7 @@ def find_tracks(tones: Tones, axis: LogAxis, spacing: float) -> Tracks:
 
 
 def _loud(rows):
-    """The tracks that are not too faint to judge."""
+    """The tracks that are not faint."""
     if not rows:
         return rows
     loudness, size = np.array([row[4:6] for row in rows], float).T

@@ -183,8 +183,8 @@ def _stems(
     spectra = jnp.where(exist[:, None], spectra, 0)
     magnitude = jnp.abs(jnp.mean(spectra, axis=0))
     masks = ratio_masks(likely, magnitude, share=0.0, exponent=_EXPONENT)
-    # Noise, and what no tone explains, are nobody's: shared evenly, if at all, also where somebody plays; else
-    # they would come and go with the notes.
+    # Noise, and what no tone explains, are nobody's. They are shared evenly, if at all, also where somebody
+    # plays: else they would come and go with the notes.
     others = MEAN_NOISE * noise_level(magnitude) + share * magnitude
     others = others if apart else jnp.where(share > 0, others, 0)
     played = ratio_masks(jnp.stack([jnp.sum(likely, axis=0), others]), magnitude, share=0.0)[0]
