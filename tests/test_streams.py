@@ -101,6 +101,26 @@ def test_lines_that_were_torn_are_mended():
     assert together(tones, streamed(wrong, spectra))
 
 
+@pytest.mark.parametrize(("trash", "sounding"), [(0.002, 2), (0.0, 1)])
+def test_what_is_faint_in_a_rest_is_no_instrument_in_another_beginning(trash, sounding):
+    random = np.random.default_rng(0)
+    note = lambda sound, pitch, level=0.9: Note(sound, level, 150 + pitch * SEMITONE)
+    held = lambda notes, length=LENGTH: [notes] * (length - 1) + [()]
+    rest = lambda: [held((note(1, random.uniform(-14, 40), trash),), 4) for _ in range(14)]
+    low, high = [0, 4, 7, 11, 12, 7, 4, 2, 0, 2, 4], [12, 14, 16, 14, 12, 11, 9, 11, 12, 14, 12]
+    notes = [held((note(0, pitch),)) for pitch in low[:4]] + rest()
+    notes += [held((note(1, pitch),)) for pitch in high[:6]] + rest()
+    notes += [held((note(0, a), note(1, b))) for a, b in zip(low[4:], high[4:], strict=True)]
+    frames = [frame for each in notes for frame in each]
+    tones = pack_notes(frames, 2)
+    spectra = np.stack([render_notes(now) if now else np.zeros(AXIS.num_bins) for now in frames])
+    streams = Streams(OBJECTIVE, spectra.astype(np.float32), (1, 1), SPACING)
+    alike = eqx.tree_at(lambda t: t.instrument, tones, np.zeros_like(tones.instrument))
+    loud = eqx.tree_at(lambda t: t.active, tones, tones.active & (tones.amplitude > 0.1))
+    found = streams.beginnings(alike, Dictionary(jnp.ones((1, 2))))
+    assert [together(loud, each.tones) for each in found] == [False, True][-sounding:]
+
+
 def test_who_plays_alone_keeps_the_whole_line():
     # While the second rests, the first goes through the second's register.
     low = [0, 4, 7, 11, 14, 12, 7, 4, 0, 4, 0, 2]
