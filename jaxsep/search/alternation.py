@@ -63,7 +63,8 @@ class Alternation(eqx.Module):
 
     1. There is a start with a single sound for all instruments, whose harmonics fall as 1/h, and one with
        each dictionary that is given: the tones found in each frame alone and offered to its neighbours. Their
-       tracks go to the instruments by `Streams`, and the dictionary is fitted to them.
+       tracks go to the instruments by `Streams`, and the dictionary is fitted to them. Of the single sound
+       there are two starts where it makes a difference that faint tracks have no say (`beginnings`).
     2. Rounds with every `stride`-th frame. In a round every frame is offered other explanations (its
        neighbours' tones, instruments exchanged, tones left out or chosen anew, also after an exchange), and
        the cheapest path through all of them is taken. The dictionary is fitted to its tones, with harmonics
