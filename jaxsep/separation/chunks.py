@@ -210,7 +210,7 @@ def _each(function, signals):
     return flat.reshape(*signals.shape[:2], *flat.shape[1:])
 
 
-#: Of masks: Wiener's. P1's 1 leaves 2 to 3 dB more of the other instruments, and hardly more of the own one.
+#: Of masks: Wiener's. P1's 1 leaves 1.5 dB more of the other instruments, and hardly more of the own one.
 _EXPONENT = 2.0
 
 #: Standard deviations in seconds and Hz by which masks spread tones, how much what lies beside them counts,
